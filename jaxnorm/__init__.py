@@ -1,0 +1,30 @@
+"""Normalization for JAX: accurate statistics, pure functions, parameters and state as pytrees."""
+
+from importlib import import_module as _import_module
+
+from jaxnorm._functional import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
+from jaxnorm._moments import Moments, merge, moments
+from jaxnorm._running import RunningStats
+from jaxnorm._specs import (
+    Affine,
+    BatchNorm,
+    GroupNorm,
+    Identity,
+    InstanceNorm,
+    LayerNorm,
+    RMSNorm,
+    Spec,
+)
+
+__version__ = "0.1.0"
+__all__ = [
+    "Affine", "BatchNorm", "GroupNorm", "Identity", "InstanceNorm", "LayerNorm", "Moments", "RMSNorm", "RunningStats",
+    "Spec", "batch_norm", "group_norm", "instance_norm", "layer_norm", "linen", "merge", "moments", "rms_norm",
+]  # fmt: skip
+
+
+def __getattr__(name):
+    # The adapters import Flax, which takes longer than all else here: at first use (PEP 562).
+    if name in ("linen",):
+        return _import_module(f"jaxnorm.{name}")
+    raise AttributeError(f"module 'jaxnorm' has no attribute {name!r}")

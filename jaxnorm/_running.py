@@ -1,0 +1,61 @@
+"""Running statistics: exponential averages of batch statistics."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Inexact, Int
+
+from jaxnorm._statistics import Statistics, real_dtype, wide_dtype
+
+
+class RunningStats(NamedTuple):
+    """Exponential averages of the batch mean and variance, and how many updates were made.
+
+    mean ← m · mean + (1 − m) · μ,    var ← m · var + (1 − m) · σ²
+
+    This is not a merge of moments: old batches are forgotten, at the rate of the momentum m. `mean` and `var` have
+    shape (channels,); `var` is real; `count` is a scalar int32.
+
+    Paper: Ioffe & Szegedy 2015, "Batch Normalization", section 3.1.
+
+    >>> params, state = jn.BatchNorm().init(2)
+    >>> print(*state)
+    [0. 0.] [1. 1.] 0
+    """
+
+    mean: Inexact[Array, " channels"]
+    var: Float[Array, " channels"]
+    count: Int[Array, ""]  # type: ignore[reportIncompatibleMethodOverride]
+
+
+def as_statistics(state, x, channel):
+    """Running statistics in the place of those of `x`: in its dimensions and its dtype of arithmetic."""
+    shape = tuple(n if a == channel else 1 for a, n in enumerate(x.shape))
+    mean = jnp.asarray(state.mean).reshape(shape).astype(wide_dtype(x))
+    return Statistics(None, mean, None, jnp.asarray(state.var).reshape(shape).astype(real_dtype(x)))
+
+
+def update(state, found, momentum, ddof):
+    """The state after a batch in which `found` was found; unchanged in channels where nothing was."""
+    mean, var, count = map(jnp.asarray, state)
+    n, pivot, delta, biased = (lax.stop_gradient(v).reshape(mean.shape) for v in found)
+    # None: equal weight per update, so that the first one replaces the initial state.
+    seen = count.astype(biased.dtype)
+    keep = seen / (seen + 1) if momentum is None else momentum
+    measured = (n > 0) & jnp.isfinite(pivot + delta) & jnp.isfinite(biased)
+    spread = measured & (n > ddof)
+    unbiased = biased * (n / jnp.where(spread, n - ddof, 1))
+    return RunningStats(
+        _average(mean, pivot + delta, keep, measured),
+        _average(var, unbiased, keep, spread),
+        count + measured.any().astype(count.dtype),
+    )
+
+
+def _average(old, new, keep, measured):
+    """keep · old + (1 − keep) · new where something was measured, in the dtype of `old`."""
+    new = jnp.where(measured, new, 0)
+    keep = keep.astype(new.dtype)
+    moved = keep * old.astype(new.dtype) + (1 - keep) * new
+    return jnp.where(measured, moved.astype(old.dtype), old)

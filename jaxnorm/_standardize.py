@@ -1,0 +1,74 @@
+"""Standardize and affine: the one map of data that all norms share, and its derivative."""
+
+from functools import partial, reduce
+from operator import add
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+
+from jaxnorm._statistics import deviation, included, wide_dtype
+
+
+def _rsqrt(v):
+    """1/√v, and 0 where v = 0: a constant has no deviation to divide, also with ε = 0."""
+    return jnp.where(v > 0, jax.lax.rsqrt(jnp.where(v > 0, v, 1)), 0)
+
+
+@jax.custom_jvp
+@partial(jax.jit, inline=True)
+def standardize(x, where, pivot, delta, var, scale, bias, epsilon):
+    """y = (x − μ) · scale / √(var + ε) + bias, with μ = pivot + delta, in the dtype of `x`.
+
+    All but epsilon (a scalar) broadcast to `x`; where, pivot, delta, scale and bias may be None.
+    """
+    a = _rsqrt(var + epsilon).astype(wide_dtype(x))
+    a = a if scale is None else a * scale.astype(a.dtype)
+    y = deviation(x, pivot, delta) * a
+    y = y if bias is None else y + bias.astype(a.dtype)
+    if where is not None and not jnp.iscomplexobj(y):
+        # Padding may hold the largest float: y stays finite there.
+        limit = jnp.finfo(x.dtype)
+        y = jnp.where(jnp.isfinite(x), jnp.clip(y, limit.min.astype(y.dtype), limit.max.astype(y.dtype)), y)
+    return y.astype(x.dtype)
+
+
+def _times(a, t):
+    return None if t is None else a * t
+
+
+def _plus(*terms):
+    present = [t for t in terms if t is not None]
+    return reduce(add, present) if present else None
+
+
+@partial(standardize.defjvp, symbolic_zeros=True)
+def _standardize_jvp(primals, tangents):
+    """With r = 1/√(var + ε), a = scale · r and d = x − μ:
+
+    dr = −½ r³ (dvar + dε)        dy = a dx + (dbias − a dμ) + d (r dscale + scale dr)
+
+    Both brackets are vectors. Their broadcasts transpose to Σ g and Σ d g, the only reductions of the backward pass.
+    """
+    x, where, pivot, delta, var, scale, _, epsilon = primals
+    # None stands for a tangent of zero. Weights act through the statistics only.
+    moving = [None if isinstance(t, SymbolicZero) else t for t in (tangents[0], *tangents[2:])]
+
+    # Keeps x and vectors for the transpose, and computes x − μ again.
+    @partial(jax.checkpoint, prevent_cse=False)
+    def linear(x, where, pivot, delta, var, scale, epsilon, moving):
+        d = deviation(x, pivot, delta)
+        dx, dpivot, ddelta, dvar, dscale, dbias, depsilon = jax.tree.map(lambda t: t.astype(d.dtype), moving)
+        if where is not None:
+            # An excluded NaN has cotangent 0, and 0 · NaN would be NaN.
+            d = jnp.where(included(where) | jnp.isfinite(d), d, 0)
+        r = _rsqrt(var + epsilon).astype(d.dtype)
+        s = jnp.ones((), d.dtype) if scale is None else scale.astype(d.dtype)
+        # Not r³: that overflows before the product does.
+        dr = _times(-r / 2, _times(r, _times(r, _plus(dvar, depsilon))))
+        shift = _plus(dbias, _times(-r * s, _plus(dpivot, ddelta)))
+        slope = _plus(_times(r, dscale), _times(s, dr))
+        dy = _plus(_times(r * s, dx), shift, _times(d, slope))
+        return jnp.broadcast_to(dy, x.shape).astype(x.dtype)
+
+    return standardize(*primals), linear(x, where, pivot, delta, var, scale, epsilon, moving)

@@ -1,0 +1,213 @@
+"""Accurate statistics: what shares them, how they are found, and their derivative.
+
+For any pivot p, with d = x − p:    δ = ⟨d⟩      μ = p + δ      var = ⟨|d|²⟩ − |δ|²
+
+One look at the data gives both sums. They lose no more than a factor 1 + |δ|²/var of the dtype's precision, so a pivot
+within a few standard deviations of the mean is as good as the mean itself.
+"""
+
+import math
+from collections.abc import Hashable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array
+
+# A pivot is poor beyond √8 standard deviations from the mean. Each trip brings it some 10⁶ times nearer:
+# eight are more than any float can need.
+_POOR = 8
+_TRIPS = 8
+
+
+def wide_dtype(x):
+    """The dtype of arithmetic on `x`: float32 at least."""
+    if jnp.iscomplexobj(x):
+        return x.dtype
+    return jnp.dtype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
+
+
+def real_dtype(x):
+    """The dtype of variances and counts of `x`."""
+    return jnp.finfo(wide_dtype(x)).dtype
+
+
+def dot(a, b):
+    """Re(ā b), elementwise."""
+    return (a.conj() * b).real if jnp.iscomplexobj(a) else a * b
+
+
+def deviation(x, pivot, delta):
+    """(x − pivot) − delta: in this order the digits of x − μ survive a large mean."""
+    d = x.astype(wide_dtype(x))
+    d = d if pivot is None else d - pivot
+    return d if delta is None else d - delta
+
+
+def included(where):
+    """The positions that count: those of positive weight."""
+    return where if where.dtype == jnp.bool_ else where > 0
+
+
+def inverse(n):
+    """1/n, and 1 where n = 0."""
+    return 1 / jnp.where(n == 0, 1, n)
+
+
+class Over(NamedTuple):
+    """What shares a statistic: positions along `axes`, then blocks of `channel`, then devices along `names`."""
+
+    axes: tuple[int, ...]
+    names: tuple[Hashable, ...] = ()
+    groups: int | None = None
+    channel: int = 0
+    centered: bool = True
+
+    def shape(self, x):
+        """The shape of a statistic of `x`. It broadcasts to `x`; that of a group is repeated over its channels."""
+        return tuple(1 if a in self.axes else n for a, n in enumerate(x.shape))
+
+    def sum(self, v):
+        """The sum of `v` over everything on this device that shares a statistic."""
+        return self._pool(v.sum(self.axes, keepdims=True))
+
+    def size(self, x):
+        """How many elements share a statistic, on all devices."""
+        n = math.prod(x.shape[a] for a in self.axes) * lax.psum(1, self.names)
+        return n * x.shape[self.channel] // self.groups if self.groups else n
+
+    def weight(self, x, where):
+        """The weight on this device of everything that shares a statistic."""
+        # A mask is summed as it is, not once per channel that it is broadcast to; a boolean one exactly, in integers.
+        total = where.astype(jnp.int32) if where.dtype == jnp.bool_ else jnp.where(included(where), where, 0)
+        total = total.sum(self.axes, keepdims=True).astype(real_dtype(x))
+        copies = math.prod(x.shape[a] for a in self.axes if where.shape[a] == 1)
+        return self._pool(jnp.broadcast_to(total * copies, self.shape(x)))
+
+    def across(self, *sums):
+        """Each sum over all devices: one collective for all of them."""
+        if not self.names:
+            return sums
+        dtype = jnp.complex64 if any(map(jnp.iscomplexobj, sums)) else sums[0].dtype
+        dtype = jnp.promote_types(dtype, sums[-1].dtype)
+        packed = lax.psum(jnp.stack([v.astype(dtype) for v in sums]), self.names)
+        return [p if jnp.iscomplexobj(v) else p.real for p, v in zip(packed, sums, strict=True)]
+
+    def _pool(self, v):
+        # Channels were summed before groups of them are: this array is tiny, and x itself is never reshaped.
+        if not self.groups:
+            return v
+        c = self.channel
+        blocks = v.reshape(*v.shape[:c], self.groups, -1, *v.shape[c + 1 :])
+        return jnp.broadcast_to(blocks.sum(c + 1, keepdims=True), blocks.shape).reshape(v.shape)
+
+
+class Statistics(NamedTuple):
+    """Count, mean and variance; the mean as `pivot + delta`, two numbers that hold more digits than one."""
+
+    count: Array
+    pivot: Array | None
+    delta: Array | None
+    var: Array
+
+
+def _counted(v, where):
+    """`v` by its weights, and 0 where it does not count, whatever it is there: 0 · NaN would be NaN."""
+    if where is None:
+        return v
+    return jnp.where(included(where), v if where.dtype == jnp.bool_ else v * where.astype(v.dtype), 0)
+
+
+def _about(over, x, where, pivot):
+    """count, δ and var of `x` about a pivot, from one look at it and one collective."""
+    d = deviation(x, pivot, None)
+    terms = [d, dot(d, d)] if over.centered else [dot(d, d)]
+    sums = [over.sum(_counted(v, where)) for v in terms]
+    if where is None:
+        n, sums = jnp.full(over.shape(x), over.size(x), real_dtype(x)), over.across(*sums)
+    else:
+        n, *sums = over.across(over.weight(x, where), *sums)
+    *delta, square = (v * inverse(n).astype(v.dtype) for v in sums)
+    if not over.centered:
+        return n, None, square
+    return n, delta[0], jnp.maximum(square - dot(delta[0], delta[0]), 0)
+
+
+def _settle(over, x, where, pivot):
+    """Statistics about `pivot`; while it is far from the mean anywhere, again about the mean just found."""
+
+    def poor(s):
+        trips, _, _, delta, var = s
+        # An overflow to NaN is poor too: a nearer pivot cures it.
+        far = ~(dot(delta, delta) <= _POOR * var) & jnp.isfinite(delta)
+        return (trips < _TRIPS) & jnp.any(far)
+
+    def move(s):
+        trips, _, pivot, delta, _ = s
+        pivot = pivot + delta
+        n, delta, var = _about(over, x, where, pivot)
+        return trips + 1, n, pivot, delta, var
+
+    n, delta, var = _about(over, x, where, pivot)
+    # Selects between equals, and is gone when compiled: it makes the pivot vary over a mesh as delta does.
+    pivot = jnp.where(delta == delta, pivot, pivot)
+    first = (jnp.int32(0), n, pivot, delta, var)
+    # The loop alone would do; a conditional around it is cheaper on a TPU.
+    return lax.cond(poor(first), partial(lax.while_loop, poor, move), lambda s: s, first)[1:]
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+@partial(jax.jit, static_argnums=0, inline=True)
+def statistics(over, x, where, pivot):
+    """Statistics of `x` to the precision of its dtype, and (0, 1) where nothing is included.
+
+    This is the one place that chooses how: one pass about the given pivot (or 0), and more only if that was poor.
+    """
+    if not over.centered:
+        n, _, var = _about(over, x, where, None)
+        return Statistics(n, None, None, jnp.where(n == 0, 1, var))
+    start = jnp.zeros(over.shape(x), wide_dtype(x)) if pivot is None else jnp.where(jnp.isfinite(pivot), pivot, 0)
+    n, pivot, delta, var = _settle(over, x, where, start)
+    return Statistics(n, jnp.where(n == 0, 0, pivot), jnp.where(n == 0, 0, delta), jnp.where(n == 0, 1, var))
+
+
+def _by_data(over, x, where, out, dx):
+    """dμ = ⟨dx⟩ and dvar = 2⟨(x − μ)·dx⟩. The pivot is a constant of the computation: all of dμ is in delta."""
+    d = deviation(x, out.pivot, out.delta)
+    dx = dx.astype(d.dtype)
+    n = jnp.full((1,) * x.ndim, over.size(x), out.var.dtype) if where is None else out.count
+    terms = [dx, 2 * dot(d, dx)] if over.centered else [2 * dot(d, dx)]
+    *dmean, dvar = (v * inverse(n).astype(v.dtype) for v in over.across(*(over.sum(_counted(v, where)) for v in terms)))
+    return _change(out, jnp.zeros_like(out.count), dmean, dvar)
+
+
+def _by_weight(over, x, where, out, dw):
+    """dn = Σ dw, dμ = ⟨dw (x − μ)⟩ and dvar = ⟨dw (|x − μ|² − var)⟩, over positions that count."""
+    d = deviation(x, out.pivot, out.delta)
+    dw = jnp.broadcast_to(dw, x.shape).astype(out.var.dtype)
+    terms = [dw, dw.astype(d.dtype) * d, dw * (dot(d, d) - out.var)]
+    dn, *dmean, dvar = over.across(*(over.sum(_counted(v, included(where))) for v in terms[: 1 + over.centered] + terms[2:]))
+    share = inverse(out.count)
+    return _change(out, dn, [v * share.astype(v.dtype) for v in dmean], dvar * share)
+
+
+def _change(out, dn, dmean, dvar):
+    if not dmean:
+        return Statistics(dn, None, None, dvar)
+    return Statistics(dn, jnp.zeros_like(out.pivot), dmean[0], dvar)
+
+
+@partial(statistics.defjvp, symbolic_zeros=True)
+def _statistics_jvp(over, primals, tangents):
+    x, where, _ = primals
+    out = statistics(over, *primals)
+    change = jax.tree.map(jnp.zeros_like, out)
+    for rule, tangent in zip((_by_data, _by_weight), tangents, strict=False):
+        if tangent is not None and not isinstance(tangent, SymbolicZero):
+            # Keeps x and vectors for the transpose, and computes x − μ again.
+            linear = jax.checkpoint(partial(rule, over), prevent_cse=False)
+            change = jax.tree.map(jnp.add, change, linear(x, where, out, tangent))
+    return out, change
