@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnorm._statistics import real_dtype
+
 
 def _known(value):
     """The value as NumPy, or None while it is traced or lives on other hosts."""
@@ -120,7 +122,7 @@ def number(value, x, who, name, most=math.inf):
     known = _known(value)
     if known is not None and not 0 <= known <= most:
         raise ValueError(f"{who}: {name}={known}, which is not {f'between 0 and {most}' if most < math.inf else '0 or more'}.")
-    return value.astype(jnp.finfo(jnp.promote_types(x.dtype, jnp.float32)).dtype)
+    return value.astype(real_dtype(x))
 
 
 def train(value, who):

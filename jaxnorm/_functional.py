@@ -3,7 +3,6 @@
 from collections.abc import Hashable, Sequence
 
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, ArrayLike, Inexact
 
 from jaxnorm import _checks
@@ -257,7 +256,7 @@ def batch_norm(
     if train:
         over = Over(tuple(a for a in range(x.ndim) if a != channel), _checks.names(axis_name, "batch_norm"))
         # The running mean is a good pivot for the batch, and the same one on every device.
-        found = statistics(over, x, where, None if found is None else lax.stop_gradient(found.pivot))
+        found = statistics(over, x, where, None if found is None else found.pivot)
         state = None if state is None else update(state, found, momentum, ddof)
     return standardize(x, where, *found[1:], scale, bias, epsilon), state
 
@@ -288,5 +287,5 @@ def _normalize(x, over, scale, bias, axes, epsilon, where, who):
     scale = _checks.affine(scale, x, axes, who, "scale")
     bias = _checks.affine(bias, x, axes, who, "bias")
     epsilon = _checks.number(epsilon, x, who, "epsilon")
-    _, *found = statistics(over, x, where, None)
+    _, *found = statistics(over, x, where)
     return standardize(x, where, *found, scale, bias, epsilon)

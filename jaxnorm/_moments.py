@@ -90,7 +90,7 @@ def moments(
     x = _checks.data(x, "moments")
     axes = tuple(range(x.ndim)) if axis is None else _checks.axes(axis, x.ndim, "moments: axis")
     over = Over(axes, _checks.names(axis_name, "moments"))
-    count, pivot, delta, var = statistics(over, x, _checks.where(where, x, "moments"), None)
+    count, pivot, delta, var = statistics(over, x, _checks.where(where, x, "moments"))
     found = Moments(count, pivot + delta, count * var)
     return found if keepdims else Moments(*(v.squeeze(axes) for v in found))
 

@@ -20,7 +20,8 @@ def _rsqrt(v):
 def standardize(x, where, pivot, delta, var, scale, bias, epsilon):
     """y = (x − μ) · scale / √(var + ε) + bias, with μ = pivot + delta, in the dtype of `x`.
 
-    All but epsilon (a scalar) broadcast to `x`; where, pivot, delta, scale and bias may be None.
+    All but epsilon (a scalar) broadcast to `x`; where, pivot, delta, scale and bias may be None. With a delta, the
+    pivot is taken for a constant, as `statistics` makes it.
     """
     a = _rsqrt(var + epsilon).astype(wide_dtype(x))
     a = a if scale is None else a * scale.astype(a.dtype)
@@ -66,7 +67,7 @@ def _standardize_jvp(primals, tangents):
         s = jnp.ones((), d.dtype) if scale is None else scale.astype(d.dtype)
         # Not r³: that overflows before the product does.
         dr = _times(-r / 2, _times(r, _times(r, _plus(dvar, depsilon))))
-        shift = _plus(dbias, _times(-r * s, _plus(dpivot, ddelta)))
+        shift = _plus(dbias, _times(-r * s, dpivot if delta is None else ddelta))
         slope = _plus(_times(r, dscale), _times(s, dr))
         dy = _plus(_times(r * s, dx), shift, _times(d, slope))
         return jnp.broadcast_to(dy, x.shape).astype(x.dtype)

@@ -17,10 +17,12 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
-# A pivot is poor beyond √8 standard deviations from the mean. Each trip brings it some 10⁶ times nearer:
-# eight are more than any float can need.
-_POOR = 8
+# A pivot is poor beyond √3 standard deviations from the mean: within, the variance loses two bits at most. Each trip brings
+# it some 10⁶ times nearer, and eight are more than any float can need.
+_POOR = 3
 _TRIPS = 8
+# On a CPU, XLA sums as little as this over several axes in one loop, whose roundings add up: to 300 ulp, measured.
+_SMALL = 4096
 
 
 def wide_dtype(x):
@@ -72,7 +74,12 @@ class Over(NamedTuple):
 
     def sum(self, v):
         """The sum of `v` over everything on this device that shares a statistic."""
-        return self._pool(v.sum(self.axes, keepdims=True))
+        if v.size > _SMALL or len(self.axes) < 2:
+            return self._pool(v.sum(self.axes, keepdims=True))
+        # The barrier keeps the flattened axes flat: several small ones would be summed in a single loop.
+        kept = [a for a in range(v.ndim) if a not in self.axes]
+        rows = v.transpose(*self.axes, *kept).reshape(-1, *(v.shape[a] for a in kept))
+        return self._pool(lax.optimization_barrier(rows).sum(0).reshape(self.shape(v)))
 
     def size(self, x):
         """How many elements share a statistic, on all devices."""
@@ -141,9 +148,9 @@ def _settle(over, x, where, pivot):
 
     def poor(s):
         trips, _, _, delta, var = s
-        # An overflow to NaN is poor too: a nearer pivot cures it.
-        far = ~(dot(delta, delta) <= _POOR * var) & jnp.isfinite(delta)
-        return (trips < _TRIPS) & jnp.any(far)
+        # An overflow is poor too: a nearer pivot cures it.
+        near = (dot(delta, delta) <= _POOR * var) & jnp.isfinite(var)
+        return (trips < _TRIPS) & jnp.any(~near & jnp.isfinite(delta))
 
     def move(s):
         trips, _, pivot, delta, _ = s
@@ -161,53 +168,51 @@ def _settle(over, x, where, pivot):
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 @partial(jax.jit, static_argnums=0, inline=True)
-def statistics(over, x, where, pivot):
+def statistics(over, x, where, pivot=None):
     """Statistics of `x` to the precision of its dtype, and (0, 1) where nothing is included.
 
     This is the one place that chooses how: one pass about the given pivot (or 0), and more only if that was poor.
     """
-    if not over.centered:
-        n, _, var = _about(over, x, where, None)
-        return Statistics(n, None, None, jnp.where(n == 0, 1, var))
-    start = jnp.zeros(over.shape(x), wide_dtype(x)) if pivot is None else jnp.where(jnp.isfinite(pivot), pivot, 0)
-    n, pivot, delta, var = _settle(over, x, where, start)
-    return Statistics(n, jnp.where(n == 0, 0, pivot), jnp.where(n == 0, 0, delta), jnp.where(n == 0, 1, var))
+    if over.centered:
+        start = jnp.zeros(over.shape(x), wide_dtype(x)) if pivot is None else jnp.where(jnp.isfinite(pivot), pivot, 0)
+        n, pivot, delta, var = _settle(over, x, where, start)
+    else:
+        pivot = None
+        n, delta, var = _about(over, x, where, pivot)
+    mean = (v if v is None else jnp.where(n == 0, 0, v) for v in (pivot, delta))
+    return Statistics(n, *mean, jnp.where(n == 0, 1, var))
 
 
-def _by_data(over, x, where, out, dx):
-    """dμ = ⟨dx⟩ and dvar = 2⟨(x − μ)·dx⟩. The pivot is a constant of the computation: all of dμ is in delta."""
-    d = deviation(x, out.pivot, out.delta)
+def _by_data(over, x, where, n, pivot, delta, var, dx):
+    """dμ = ⟨dx⟩ and dvar = 2⟨(x − μ)·dx⟩."""
+    d = deviation(x, pivot, delta)
     dx = dx.astype(d.dtype)
-    n = jnp.full((1,) * x.ndim, over.size(x), out.var.dtype) if where is None else out.count
     terms = [dx, 2 * dot(d, dx)] if over.centered else [2 * dot(d, dx)]
-    *dmean, dvar = (v * inverse(n).astype(v.dtype) for v in over.across(*(over.sum(_counted(v, where)) for v in terms)))
-    return _change(out, jnp.zeros_like(out.count), dmean, dvar)
+    sums = over.across(*(over.sum(_counted(v, where)) for v in terms))
+    share = inverse(jnp.full((1,) * x.ndim, over.size(x), real_dtype(x)) if where is None else n)
+    return None, *(v * share.astype(v.dtype) for v in sums)
 
 
-def _by_weight(over, x, where, out, dw):
-    """dn = Σ dw, dμ = ⟨dw (x − μ)⟩ and dvar = ⟨dw (|x − μ|² − var)⟩, over positions that count."""
-    d = deviation(x, out.pivot, out.delta)
-    dw = jnp.broadcast_to(dw, x.shape).astype(out.var.dtype)
-    terms = [dw, dw.astype(d.dtype) * d, dw * (dot(d, d) - out.var)]
-    dn, *dmean, dvar = over.across(*(over.sum(_counted(v, included(where))) for v in terms[: 1 + over.centered] + terms[2:]))
-    share = inverse(out.count)
-    return _change(out, dn, [v * share.astype(v.dtype) for v in dmean], dvar * share)
-
-
-def _change(out, dn, dmean, dvar):
-    if not dmean:
-        return Statistics(dn, None, None, dvar)
-    return Statistics(dn, jnp.zeros_like(out.pivot), dmean[0], dvar)
+def _by_weight(over, x, where, n, pivot, delta, var, dw):
+    """dn = Σ dw, dμ = ⟨dw (x − μ)⟩ and dvar = ⟨dw (|x − μ|² − var)⟩, over the positions that count."""
+    d = deviation(x, pivot, delta)
+    dw = jnp.broadcast_to(dw, x.shape).astype(var.dtype)
+    terms = [dw, dw.astype(d.dtype) * d, dw * (dot(d, d) - var)] if over.centered else [dw, dw * (dot(d, d) - var)]
+    dn, *sums = over.across(*(over.sum(_counted(v, included(where))) for v in terms))
+    return dn, *(v * inverse(n).astype(v.dtype) for v in sums)
 
 
 @partial(statistics.defjvp, symbolic_zeros=True)
 def _statistics_jvp(over, primals, tangents):
+    """The pivot is a constant of the computation: all of dμ is dδ."""
     x, where, _ = primals
     out = statistics(over, *primals)
-    change = jax.tree.map(jnp.zeros_like, out)
-    for rule, tangent in zip((_by_data, _by_weight), tangents, strict=False):
+    dn, dpivot, ddelta, dvar = jax.tree.map(jnp.zeros_like, out)
+    for rule, tangent in zip((_by_data, _by_weight), tangents[:2], strict=True):
         if tangent is not None and not isinstance(tangent, SymbolicZero):
             # Keeps x and vectors for the transpose, and computes x − μ again.
-            linear = jax.checkpoint(partial(rule, over), prevent_cse=False)
-            change = jax.tree.map(jnp.add, change, linear(x, where, out, tangent))
-    return out, change
+            linear = jax.checkpoint(partial(rule, over, x, where, *out), prevent_cse=False)
+            more_n, *more_mean, more_var = linear(tangent)
+            ddelta = ddelta + more_mean[0] if over.centered else None
+            dn, dvar = dn if more_n is None else dn + more_n, dvar + more_var
+    return out, Statistics(dn, dpivot, ddelta, dvar)
