@@ -3,6 +3,7 @@
 from collections.abc import Hashable, Sequence
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, ArrayLike, Inexact
 
 from jaxnorm import _checks
@@ -135,8 +136,8 @@ def rms_norm(
 
     Paper: Zhang & Sennrich 2019, "Root Mean Square Layer Normalization".
 
-    >>> print(jn.rms_norm(jnp.array([3.0, 4.0])).round(3))
-    [0.849 1.131]
+    >>> print(jn.rms_norm(jnp.array([1.0, 7.0])).round(3))
+    [0.2 1.4]
     """
     x = _checks.data(x, "rms_norm")
     axes = _checks.axes(axis, x.ndim, "rms_norm: axis")
@@ -256,7 +257,7 @@ def batch_norm(
     if train:
         over = Over(tuple(a for a in range(x.ndim) if a != channel), _checks.names(axis_name, "batch_norm"))
         # The running mean is a good pivot for the batch, and the same one on every device.
-        found = statistics(over, x, where, None if found is None else found.pivot)
+        found = statistics(over, x, where, None if found is None else lax.stop_gradient(found.pivot))
         state = None if state is None else update(state, found, momentum, ddof)
     return standardize(x, where, *found[1:], scale, bias, epsilon), state
 

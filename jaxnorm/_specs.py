@@ -275,9 +275,9 @@ class RMSNorm(_Norm):
     Paper: Zhang & Sennrich 2019, "Root Mean Square Layer Normalization".
 
     >>> norm = jn.RMSNorm()
-    >>> y, _ = norm.apply(*norm.init(2), jnp.array([3.0, 4.0]), train=True)
+    >>> y, _ = norm.apply(*norm.init(2), jnp.array([1.0, 7.0]), train=True)
     >>> print(y.round(3))
-    [0.849 1.131]
+    [0.2 1.4]
     """
 
     _verb = _functional.rms_norm

@@ -1,13 +1,12 @@
 """Standardize and affine: the one map of data that all norms share, and its derivative."""
 
-from functools import partial, reduce
-from operator import add
+from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
 
 from jaxnorm._statistics import deviation, included, wide_dtype
+from jaxnorm._tangents import moving, plus, times
 
 
 def _rsqrt(v):
@@ -34,15 +33,6 @@ def standardize(x, where, pivot, delta, var, scale, bias, epsilon):
     return y.astype(x.dtype)
 
 
-def _times(a, t):
-    return None if t is None else a * t
-
-
-def _plus(*terms):
-    present = [t for t in terms if t is not None]
-    return reduce(add, present) if present else None
-
-
 @partial(standardize.defjvp, symbolic_zeros=True)
 def _standardize_jvp(primals, tangents):
     """With r = 1/√(var + ε), a = scale · r and d = x − μ:
@@ -52,24 +42,24 @@ def _standardize_jvp(primals, tangents):
     Both brackets are vectors. Their broadcasts transpose to Σ g and Σ d g, the only reductions of the backward pass.
     """
     x, where, pivot, delta, var, scale, _, epsilon = primals
-    # None stands for a tangent of zero. Weights act through the statistics only.
-    moving = [None if isinstance(t, SymbolicZero) else t for t in (tangents[0], *tangents[2:])]
+    # Weights act through the statistics only.
+    changes = [moving(t) for t in (tangents[0], *tangents[2:])]
 
     # Keeps x and vectors for the transpose, and computes x − μ again.
     @partial(jax.checkpoint, prevent_cse=False)
-    def linear(x, where, pivot, delta, var, scale, epsilon, moving):
+    def linear(x, where, pivot, delta, var, scale, epsilon, changes):
         d = deviation(x, pivot, delta)
-        dx, dpivot, ddelta, dvar, dscale, dbias, depsilon = jax.tree.map(lambda t: t.astype(d.dtype), moving)
+        dx, dpivot, ddelta, dvar, dscale, dbias, depsilon = jax.tree.map(lambda t: t.astype(d.dtype), changes)
         if where is not None:
             # An excluded NaN has cotangent 0, and 0 · NaN would be NaN.
             d = jnp.where(included(where) | jnp.isfinite(d), d, 0)
         r = _rsqrt(var + epsilon).astype(d.dtype)
         s = jnp.ones((), d.dtype) if scale is None else scale.astype(d.dtype)
         # Not r³: that overflows before the product does.
-        dr = _times(-r / 2, _times(r, _times(r, _plus(dvar, depsilon))))
-        shift = _plus(dbias, _times(-r * s, dpivot if delta is None else ddelta))
-        slope = _plus(_times(r, dscale), _times(s, dr))
-        dy = _plus(_times(r * s, dx), shift, _times(d, slope))
+        dr = times(-r / 2, times(r, times(r, plus(dvar, depsilon))))
+        shift = plus(dbias, times(-r * s, dpivot if delta is None else ddelta))
+        slope = plus(times(r, dscale), times(s, dr))
+        dy = plus(times(r * s, dx), shift, times(d, slope))
         return jnp.broadcast_to(dy, x.shape).astype(x.dtype)
 
-    return standardize(*primals), linear(x, where, pivot, delta, var, scale, epsilon, moving)
+    return standardize(*primals), linear(x, where, pivot, delta, var, scale, epsilon, changes)

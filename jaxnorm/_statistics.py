@@ -14,8 +14,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
+
+from jaxnorm._tangents import moving, plus
 
 # A pivot is poor beyond √3 standard deviations from the mean: within, the variance loses two bits at most. Each trip brings
 # it some 10⁶ times nearer, and eight are more than any float can need.
@@ -207,12 +208,14 @@ def _statistics_jvp(over, primals, tangents):
     """The pivot is a constant of the computation: all of dμ is dδ."""
     x, where, _ = primals
     out = statistics(over, *primals)
-    dn, dpivot, ddelta, dvar = jax.tree.map(jnp.zeros_like, out)
-    for rule, tangent in zip((_by_data, _by_weight), tangents[:2], strict=True):
-        if tangent is not None and not isinstance(tangent, SymbolicZero):
+    changes = []
+    for rule, tangent in zip((_by_data, _by_weight), map(moving, tangents[:2]), strict=True):
+        if tangent is not None:
             # Keeps x and vectors for the transpose, and computes x − μ again.
             linear = jax.checkpoint(partial(rule, over, x, where, *out), prevent_cse=False)
-            more_n, *more_mean, more_var = linear(tangent)
-            ddelta = ddelta + more_mean[0] if over.centered else None
-            dn, dvar = dn if more_n is None else dn + more_n, dvar + more_var
-    return out, Statistics(dn, dpivot, ddelta, dvar)
+            changes.append(linear(tangent))
+    dn, *dmean, dvar = (plus(*terms) for terms in zip(*changes, strict=True))
+    dn = jnp.zeros_like(out.count) if dn is None else dn
+    if not over.centered:
+        return out, Statistics(dn, None, None, dvar)
+    return out, Statistics(dn, jnp.zeros_like(out.pivot), dmean[0], dvar)
