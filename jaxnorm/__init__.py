@@ -4,17 +4,8 @@ from importlib import import_module as _import_module
 
 from jaxnorm._functional import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
 from jaxnorm._moments import Moments, merge, moments
-from jaxnorm._running import RunningStats
-from jaxnorm._specs import (
-    Affine,
-    BatchNorm,
-    GroupNorm,
-    Identity,
-    InstanceNorm,
-    LayerNorm,
-    RMSNorm,
-    Spec,
-)
+from jaxnorm._specs import BatchNorm, GroupNorm, Identity, InstanceNorm, LayerNorm, RMSNorm, Spec
+from jaxnorm._trees import Affine, RunningStats
 
 __version__ = "0.1.0"
 __all__ = [

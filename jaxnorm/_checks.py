@@ -6,13 +6,15 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxnorm._statistics import real_dtype
+from jaxnorm._trees import RunningStats
 
 
 def _known(value):
     """The value as NumPy, or None while it is traced or lives on other hosts."""
-    here = not isinstance(value, jax.core.Tracer) and getattr(value, "is_fully_addressable", True)
+    here = not isinstance(value, Tracer) and getattr(value, "is_fully_addressable", True)
     return np.asarray(value) if here else None
 
 
@@ -63,12 +65,13 @@ def where(value, x, who):
     if value is None:
         return None
     value = jnp.asarray(value)
-    if jnp.iscomplexobj(value) or not jnp.issubdtype(value.dtype, jnp.number) and value.dtype != jnp.bool_:
+    real = value.dtype == jnp.bool_ or (jnp.issubdtype(value.dtype, jnp.number) and not jnp.iscomplexobj(value))
+    if not real:
         raise TypeError(f"{who}: where has dtype {value.dtype}. It holds booleans or real weights.")
     if value.ndim != x.ndim or any(w not in (1, n) for w, n in zip(value.shape, x.shape, strict=True)):
         raise ValueError(
-            f"{who}: where has shape {value.shape} and x has shape {x.shape}. where needs the {x.ndim} dimensions of x, "
-            f"each of the same size or 1{_padded(value.shape, x.shape)}."
+            f"{who}: where has shape {value.shape} and x has shape {x.shape}. where needs the {x.ndim} dimensions of "
+            f"x, each of the same size or 1{_padded(value.shape, x.shape)}."
         )
     numbers = None if value.dtype == jnp.bool_ else _known(value)
     if numbers is not None and not (numbers >= 0).all():
@@ -121,14 +124,17 @@ def number(value, x, who, name, most=math.inf):
         raise ValueError(f"{who}: {name} has shape {value.shape}. It is one number; for several, jax.vmap over them.")
     known = _known(value)
     if known is not None and not 0 <= known <= most:
-        raise ValueError(f"{who}: {name}={known}, which is not {f'between 0 and {most}' if most < math.inf else '0 or more'}.")
+        bounds = "0 or more" if most == math.inf else f"between 0 and {most}"
+        raise ValueError(f"{who}: {name}={known} is not {bounds}.")
     return value.astype(real_dtype(x))
 
 
 def train(value, who):
     """A flag that is known when tracing, since it chooses the program."""
-    if isinstance(value, jax.core.Tracer):
-        raise TypeError(f"{who}: train is traced, but it chooses the program. Use jax.jit(..., static_argnames='train').")
+    if isinstance(value, Tracer):
+        raise TypeError(
+            f"{who}: train is traced, but it chooses the program: use jax.jit(..., static_argnames='train')."
+        )
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{who}: train={value!r} is not True or False.")
     return bool(value)
@@ -157,19 +163,19 @@ def divides(groups, channels, who):
         raise ValueError(f"{who}: groups={groups} does not divide {channels} channels. These do: {near}.")
 
 
-def running(state, kind, x, channel, train, who):
+def running(state, x, channel, train, who):
     """Running statistics of the channels of `x`, or none at all."""
     if state is None:
         if not train:
-            raise ValueError(f"{who}: state=None with train=False. Evaluation needs running statistics; init makes them.")
+            raise ValueError(f"{who}: state is None, but evaluation needs running statistics: those that init makes.")
         return
-    if not isinstance(state, kind):
+    if not isinstance(state, RunningStats):
         hint = " Make it one: RunningStats(**state)." if isinstance(state, dict) else ""
         raise TypeError(f"{who}: state is a {type(state).__name__}, not RunningStats.{hint}")
     for name, value in (("mean", state.mean), ("var", state.var)):
         if jnp.shape(value) != (x.shape[channel],):
             raise ValueError(
-                f"{who}: state.{name} has shape {jnp.shape(value)}, but axis {channel} of x, which has shape {x.shape}, "
+                f"{who}: state.{name} has shape {jnp.shape(value)}, but axis {channel} of x, of shape {x.shape}, "
                 f"holds {x.shape[channel]} channels."
             )
     if jnp.iscomplexobj(state.mean) != jnp.iscomplexobj(x):
@@ -177,72 +183,3 @@ def running(state, kind, x, channel, train, who):
             f"{who}: x has dtype {x.dtype} and state.mean has {jnp.asarray(state.mean).dtype}. Initialise with "
             f"dtype={x.dtype.name!r}: a state keeps its dtype."
         )
-
-
-def spec(spec, axes, params, state, x, kinds):
-    """Parameters and a state that belong to this spec and fit `x`."""
-    affine, running = kinds
-    who = type(spec).__name__
-    if isinstance(params, running) or isinstance(state, affine):
-        raise TypeError(f"{who}.apply: params and state are swapped. The order is apply(params, state, x).")
-    if not isinstance(params, affine):
-        hint = " Make it one: jaxnorm.Affine(**params)." if isinstance(params, dict) else ""
-        raise TypeError(f"{who}.apply: params is a {type(params).__name__}, not jaxnorm.Affine.{hint}")
-    shape = jnp.shape(x)
-    if any(not -len(shape) <= a < len(shape) for a in axes):
-        raise ValueError(f"{who} normalizes axis {_list(axes)}, which x with shape {shape} does not have.")
-    found = tuple(shape[a] for a in sorted(a % len(shape) for a in axes))
-    mean = state.mean if isinstance(state, running) else None
-    for value in (mean, *params):
-        # An array with the dimensions of x may broadcast to it; the verb has the word on that.
-        wanted = found if value is None else jnp.shape(value)
-        if len(wanted) == len(axes) and wanted != found and (len(shape) > len(axes) or value is mean):
-            raise ValueError(_features(spec, axes, wanted, found, shape))
-
-
-def _features(spec, axes, wanted, found, shape):
-    channels = len(axes) == 1 and hasattr(spec, "channel_axis")
-    field = "channel_axis" if channels else "axis"
-    one = len(axes) == 1
-    message = (
-        f"{type(spec).__name__}({field}={getattr(spec, field)}) was initialised for {wanted[0] if one else wanted} "
-        f"features, but x has shape {shape}: its {'axis' if one else 'axes'} {_list(axes)} {'has' if one else 'have'} "
-        f"{_list(found)}."
-    )
-    if not channels or wanted[0] not in shape:
-        return message
-    axis = shape.index(wanted[0])
-    layout = {1: "channels-first data, use channel_axis=1", len(shape) - 1: "channels-last data, use channel_axis=-1"}
-    return f"{message} For {layout.get(axis, f'channels along axis {axis}, use channel_axis={axis}')}."
-
-
-def _list(numbers):
-    return ", ".join(map(str, numbers))
-
-
-def features(spec, axes, features):
-    """The shape of the normalized axes."""
-    shape = tuple(features) if isinstance(features, Sequence) else (features,)
-    who = f"{type(spec).__name__}.init({features!r})"
-    if any(isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 0 for n in shape):
-        raise TypeError(f"{who}: features is a number of channels, or the shape of the normalized axes.")
-    if len(shape) != len(axes):
-        raise ValueError(
-            f"{who}: {len(axes)} axes are normalized, axis {_list(axes)} of x, but {len(shape)} sizes are given. "
-            f"Give the shape of the normalized axes, in the order in which x has them."
-        )
-    return tuple(map(int, shape))
-
-
-def stateless(state, who):
-    """No state for a norm that has none."""
-    if state is not None:
-        raise TypeError(f"{who}: state is a {type(state).__name__}, but {who} has none: pass None.")
-
-
-def param_dtype(dtype, who):
-    """A dtype that parameters can have."""
-    dtype = jnp.dtype(jnp.float32 if dtype is None else dtype)
-    if not jnp.issubdtype(dtype, jnp.inexact):
-        raise TypeError(f"{who}.init: dtype={dtype} is not floating point or complex.")
-    return dtype

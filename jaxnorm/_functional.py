@@ -7,9 +7,10 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Inexact
 
 from jaxnorm import _checks
-from jaxnorm._running import RunningStats, as_statistics, update
+from jaxnorm._running import mean_and_var, update
 from jaxnorm._standardize import standardize
 from jaxnorm._statistics import Over, real_dtype, statistics
+from jaxnorm._trees import RunningStats
 
 Axes = int | Sequence[int]
 Names = Hashable | Sequence[Hashable]
@@ -59,7 +60,7 @@ def instance_norm(
     x = _checks.data(x, "instance_norm")
     channel, positions = _per_example(x, channel_axis, batch_axis, "instance_norm")
     over = Over(positions, _checks.names(axis_name, "instance_norm"))
-    return _normalize(x, over, scale, bias, (channel,), epsilon, where, "instance_norm")
+    return _normalize(x, over, (channel,), scale, bias, epsilon, where, "instance_norm")
 
 
 def layer_norm(
@@ -101,7 +102,7 @@ def layer_norm(
     x = _checks.data(x, "layer_norm")
     axes = _checks.axes(axis, x.ndim, "layer_norm: axis")
     over = Over(axes, _checks.names(axis_name, "layer_norm"))
-    return _normalize(x, over, scale, bias, axes, epsilon, where, "layer_norm")
+    return _normalize(x, over, axes, scale, bias, epsilon, where, "layer_norm")
 
 
 def rms_norm(
@@ -136,13 +137,13 @@ def rms_norm(
 
     Paper: Zhang & Sennrich 2019, "Root Mean Square Layer Normalization".
 
-    >>> print(jn.rms_norm(jnp.array([1.0, 7.0])).round(3))
-    [0.2 1.4]
+    >>> print(jn.rms_norm(jnp.array([3.0, -3.0])).round(3))
+    [ 1. -1.]
     """
     x = _checks.data(x, "rms_norm")
     axes = _checks.axes(axis, x.ndim, "rms_norm: axis")
     over = Over(axes, _checks.names(axis_name, "rms_norm"), centered=False)
-    return _normalize(x, over, scale, bias, axes, epsilon, where, "rms_norm")
+    return _normalize(x, over, axes, scale, bias, epsilon, where, "rms_norm")
 
 
 def group_norm(
@@ -189,7 +190,7 @@ def group_norm(
     channel, positions = _per_example(x, channel_axis, batch_axis, "group_norm")
     _checks.divides(groups, x.shape[channel], "group_norm")
     over = Over(positions, _checks.names(axis_name, "group_norm"), groups, channel)
-    return _normalize(x, over, scale, bias, (channel,), epsilon, where, "group_norm")
+    return _normalize(x, over, (channel,), scale, bias, epsilon, where, "group_norm")
 
 
 def batch_norm(
@@ -247,30 +248,25 @@ def batch_norm(
     train = _checks.train(train, "batch_norm")
     x = _checks.data(x, "batch_norm")
     channel = _checks.axis(channel_axis, x.ndim, "batch_norm: channel_axis")
-    _checks.running(state, RunningStats, x, channel, train, "batch_norm")
-    where = _checks.where(where, x, "batch_norm")
-    scale = _checks.affine(scale, x, (channel,), "batch_norm", "scale")
-    bias = _checks.affine(bias, x, (channel,), "batch_norm", "bias")
-    epsilon = _checks.number(epsilon, x, "batch_norm", "epsilon")
+    _checks.running(state, x, channel, train, "batch_norm")
     momentum = None if momentum is None else _checks.number(momentum, x, "batch_norm", "momentum", most=1)
-    found = None if state is None else as_statistics(state, x, channel)
-    if train:
-        over = Over(tuple(a for a in range(x.ndim) if a != channel), _checks.names(axis_name, "batch_norm"))
-        # The running mean is a good pivot for the batch, and the same one on every device.
-        found = statistics(over, x, where, None if found is None else lax.stop_gradient(found.pivot))
-        state = None if state is None else update(state, found, momentum, ddof)
-    return standardize(x, where, *found[1:], scale, bias, epsilon), state
+    where, *rest = _arguments(x, (channel,), scale, bias, epsilon, where, "batch_norm")
+    mean, var = (None, None) if state is None else mean_and_var(state, x, channel)
+    if not train:
+        return standardize(x, where, mean, None, var, *rest), state
+    over = Over(tuple(a for a in range(x.ndim) if a != channel), _checks.names(axis_name, "batch_norm"))
+    # The running mean is a good pivot for the batch, and the same one on every device.
+    found = statistics(over, x, where, None if mean is None else lax.stop_gradient(mean))
+    new = None if state is None else update(state, found, momentum, ddof)
+    return standardize(x, where, found.pivot, found.delta, found.var, *rest), new
 
 
 def affine(x, scale, bias, *, channel_axis, where):
     """No normalization: y = γ x + β."""
     x = _checks.data(x, "Identity")
-    _checks.where(where, x, "Identity")
     channel = _checks.axis(channel_axis, x.ndim, "Identity: channel_axis")
-    scale = _checks.affine(scale, x, (channel,), "Identity", "scale")
-    bias = _checks.affine(bias, x, (channel,), "Identity", "bias")
-    one = jnp.ones((1,) * x.ndim, real_dtype(x))
-    return standardize(x, None, None, None, one, scale, bias, jnp.zeros((), one.dtype))
+    _, *rest = _arguments(x, (channel,), scale, bias, 0.0, where, "Identity")
+    return standardize(x, None, None, None, jnp.ones((1,) * x.ndim, real_dtype(x)), *rest)
 
 
 def _per_example(x, channel_axis, batch_axis, who):
@@ -282,11 +278,18 @@ def _per_example(x, channel_axis, batch_axis, who):
     return channel, tuple(a for a in range(x.ndim) if a != channel and a not in batch)
 
 
-def _normalize(x, over, scale, bias, axes, epsilon, where, who):
-    """A norm without state; scale and bias lie along `axes`."""
-    where = _checks.where(where, x, who)
-    scale = _checks.affine(scale, x, axes, who, "scale")
-    bias = _checks.affine(bias, x, axes, who, "bias")
-    epsilon = _checks.number(epsilon, x, who, "epsilon")
-    _, *found = statistics(over, x, where)
-    return standardize(x, where, *found, scale, bias, epsilon)
+def _arguments(x, axes, scale, bias, epsilon, where, who):
+    """What all norms take, checked and in the dimensions of `x`; scale and bias lie along `axes`."""
+    return (
+        _checks.where(where, x, who),
+        _checks.affine(scale, x, axes, who, "scale"),
+        _checks.affine(bias, x, axes, who, "bias"),
+        _checks.number(epsilon, x, who, "epsilon"),
+    )
+
+
+def _normalize(x, over, axes, scale, bias, epsilon, where, who):
+    """A norm without state: moments, standardize, affine."""
+    where, *rest = _arguments(x, axes, scale, bias, epsilon, where, who)
+    found = statistics(over, x, where)
+    return standardize(x, where, found.pivot, found.delta, found.var, *rest)

@@ -24,7 +24,7 @@ class Moments(NamedTuple):
     Array(0.6667, dtype=float32)
     """
 
-    count: Float[Array, "*shape"]  # type: ignore[reportIncompatibleMethodOverride]
+    count: Float[Array, "*shape"]  # pyright: ignore[reportIncompatibleMethodOverride]
     mean: Inexact[Array, "*shape"]
     m2: Float[Array, "*shape"]
 

@@ -1,39 +1,17 @@
 """Running statistics: exponential averages of batch statistics."""
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Inexact, Int
 
-from jaxnorm._statistics import Statistics, real_dtype, wide_dtype
-
-
-class RunningStats(NamedTuple):
-    """Exponential averages of the batch mean and variance, and how many updates were made.
-
-    mean ← m · mean + (1 − m) · μ,    var ← m · var + (1 − m) · σ²
-
-    This is not a merge of moments: old batches are forgotten, at the rate of the momentum m. `mean` and `var` have
-    shape (channels,); `var` is real; `count` is a scalar int32.
-
-    Paper: Ioffe & Szegedy 2015, "Batch Normalization", section 3.1.
-
-    >>> params, state = jn.BatchNorm().init(2)
-    >>> print(*state)
-    [0. 0.] [1. 1.] 0
-    """
-
-    mean: Inexact[Array, " channels"]
-    var: Float[Array, " channels"]
-    count: Int[Array, ""]  # type: ignore[reportIncompatibleMethodOverride]
+from jaxnorm._statistics import real_dtype, wide_dtype
+from jaxnorm._trees import RunningStats
 
 
-def as_statistics(state, x, channel):
+def mean_and_var(state, x, channel):
     """Running statistics in the place of those of `x`: in its dimensions and its dtype of arithmetic."""
     shape = tuple(n if a == channel else 1 for a, n in enumerate(x.shape))
-    mean = jnp.asarray(state.mean).reshape(shape).astype(wide_dtype(x))
-    return Statistics(None, mean, None, jnp.asarray(state.var).reshape(shape).astype(real_dtype(x)))
+    mean, var = jnp.asarray(state.mean).reshape(shape), jnp.asarray(state.var).reshape(shape)
+    return mean.astype(wide_dtype(x)), var.astype(real_dtype(x))
 
 
 def update(state, found, momentum, ddof):

@@ -2,32 +2,18 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol, dataclass_transform, runtime_checkable
+from typing import Any, ClassVar, Protocol, dataclass_transform, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, DTypeLike, Inexact
+from jax.core import Tracer
+from jaxtyping import ArrayLike, DTypeLike
 
-from jaxnorm import _checks, _functional
+from jaxnorm import _checks, _fit, _functional
 from jaxnorm._functional import Axes, Data, Names, Result
-from jaxnorm._running import RunningStats
 from jaxnorm._statistics import wide_dtype
-
-
-class Affine(NamedTuple):
-    """The learned map after standardizing; None leaves its part out.
-
-    y = scale · x̂ + bias
-
-    Each has the shape of the normalized axes (channels, for batch, instance and group norm).
-
-    >>> jn.LayerNorm(use_bias=False).init(2)[0]
-    Affine(scale=Array([1., 1.], dtype=float32), bias=None)
-    """
-
-    scale: Inexact[Array, "*features"] | None = None
-    bias: Inexact[Array, "*features"] | None = None
+from jaxnorm._trees import Affine, RunningStats
 
 
 @runtime_checkable
@@ -71,7 +57,6 @@ class _Norm:
     """What the norms share: a scale and a bias over some axes, and one call."""
 
     _verb: ClassVar[Callable[..., Any]]
-    _who: ClassVar[str]
 
     use_scale: bool = True
     use_bias: bool = True
@@ -131,15 +116,15 @@ class _Norm:
         >>> jn.RMSNorm().init(2)
         (Affine(scale=Array([1., 1.], dtype=float32), bias=None), None)
         """
-        shape = _checks.features(self, self._axes, features)
-        dtype = _checks.param_dtype(dtype, type(self).__name__)
+        shape = _fit.features(self, self._axes, features)
+        dtype = _fit.param_dtype(dtype, type(self).__name__)
         scale = jnp.ones(shape, dtype) if self.use_scale else None
         bias = jnp.zeros(shape, dtype) if self.use_bias else None
         return Affine(scale, bias), None
 
     def apply(
-        self, params: Affine, state: None, x: Data, *, train: bool, where: ArrayLike | None = None
-    ) -> tuple[Result, None]:
+        self, params: Affine, state: Any, x: Data, *, train: bool, where: ArrayLike | None = None
+    ) -> tuple[Result, Any]:
         """The normalized `x`, and the state as it was: None. Training and evaluation are the same.
 
         Args:
@@ -158,13 +143,13 @@ class _Norm:
         [[-1.  1.]]
         """
         _checks.train(train, type(self).__name__)
-        _checks.spec(self, self._axes, params, state, x, (Affine, RunningStats))
-        _checks.stateless(state, type(self).__name__)
+        _fit.check(self, self._axes, params, state, x)
+        _fit.stateless(state, type(self).__name__)
         return type(self)._verb(x, *params, where=where, **self._arguments()), None
 
 
 def _untraced(leaf):
-    if isinstance(leaf, jax.core.Tracer):
+    if isinstance(leaf, Tracer):
         raise TypeError(
             f"a spec that holds the traced value {leaf} has no hash and no equality. Pass the spec to the transformed "
             f"function as an argument: it is a pytree, and need not be static."
@@ -206,7 +191,7 @@ class BatchNorm(_Norm):
     def init(self, features: Axes, dtype: DTypeLike | None = None) -> tuple[Affine, RunningStats]:
         """Parameters (scale 1, bias 0) and running statistics (0, 1), the latter in float32 at least."""
         params, _ = super().init(features, dtype)
-        shape = _checks.features(self, self._axes, features)
+        shape = _fit.features(self, self._axes, features)
         mean = jnp.zeros(shape, wide_dtype(jnp.zeros((), dtype or jnp.float32)))
         return params, RunningStats(mean, jnp.ones(shape, mean.real.dtype), jnp.zeros((), jnp.int32))
 
@@ -214,7 +199,7 @@ class BatchNorm(_Norm):
         self, params: Affine, state: RunningStats | None, x: Data, *, train: bool, where: ArrayLike | None = None
     ) -> tuple[Result, RunningStats | None]:
         """The normalized `x`, and in training the updated state. As `jn.batch_norm`."""
-        _checks.spec(self, self._axes, params, state, x, (Affine, RunningStats))
+        _fit.check(self, self._axes, params, state, x)
         return _functional.batch_norm(x, state, *params, train=train, where=where, **self._arguments())
 
 
@@ -275,9 +260,9 @@ class RMSNorm(_Norm):
     Paper: Zhang & Sennrich 2019, "Root Mean Square Layer Normalization".
 
     >>> norm = jn.RMSNorm()
-    >>> y, _ = norm.apply(*norm.init(2), jnp.array([1.0, 7.0]), train=True)
+    >>> y, _ = norm.apply(*norm.init(2), jnp.array([3.0, -3.0]), train=True)
     >>> print(y.round(3))
-    [0.2 1.4]
+    [ 1. -1.]
     """
 
     _verb = _functional.rms_norm
@@ -314,7 +299,7 @@ class GroupNorm(_Norm):
 
     def init(self, features: Axes, dtype: DTypeLike | None = None) -> tuple[Affine, None]:
         """Parameters (scale 1, bias 0); the groups must divide the channels."""
-        (channels,) = _checks.features(self, self._axes, features)
+        (channels,) = _fit.features(self, self._axes, features)
         _checks.divides(self.groups, channels, "GroupNorm.init")
         return super().init(features, dtype)
 

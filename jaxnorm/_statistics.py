@@ -18,8 +18,8 @@ from jaxtyping import Array
 
 from jaxnorm._tangents import moving, plus
 
-# A pivot is poor beyond √3 standard deviations from the mean: within, the variance loses two bits at most. Each trip brings
-# it some 10⁶ times nearer, and eight are more than any float can need.
+# A pivot is poor beyond √3 standard deviations from the mean: within, the variance loses two bits at most. Each trip
+# brings it some 10⁶ times nearer, and eight are more than any float can need.
 _POOR = 3
 _TRIPS = 8
 # On a CPU, XLA sums as little as this over several axes in one loop, whose roundings add up: to 300 ulp, measured.
@@ -116,7 +116,7 @@ class Over(NamedTuple):
 class Statistics(NamedTuple):
     """Count, mean and variance; the mean as `pivot + delta`, two numbers that hold more digits than one."""
 
-    count: Array
+    count: Array  # pyright: ignore[reportIncompatibleMethodOverride]
     pivot: Array | None
     delta: Array | None
     var: Array
@@ -180,8 +180,8 @@ def statistics(over, x, where, pivot=None):
     else:
         pivot = None
         n, delta, var = _about(over, x, where, pivot)
-    mean = (v if v is None else jnp.where(n == 0, 0, v) for v in (pivot, delta))
-    return Statistics(n, *mean, jnp.where(n == 0, 1, var))
+    pivot, delta = (v if v is None else jnp.where(n == 0, 0, v) for v in (pivot, delta))
+    return Statistics(n, pivot, delta, jnp.where(n == 0, 1, var))
 
 
 def _by_data(over, x, where, n, pivot, delta, var, dx):

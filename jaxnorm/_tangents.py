@@ -2,6 +2,7 @@
 
 from functools import reduce
 from operator import add
+from typing import Any
 
 from jax.custom_derivatives import SymbolicZero
 
@@ -16,7 +17,7 @@ def times(a, t):
     return None if t is None else a * t
 
 
-def plus(*terms):
+def plus(*terms) -> Any:
     """The sum of the terms."""
     present = [t for t in terms if t is not None]
     return reduce(add, present) if present else None

@@ -1,6 +1,7 @@
 """Any spec as a Flax linen module: reads variables, calls the core, writes state."""
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -61,8 +62,9 @@ class Norm(nn.Module):
         params, state = _fields(initial[0], self._parameter), _fields(initial[1], self._statistic)
         if self.is_initializing():
             # Mapped axes are not bound here, and there is nothing to learn about the data.
-            alone = {"axis_name": None} if getattr(self.spec, "axis_name", None) is not None else {}
-            return dataclasses.replace(self.spec, **alone).apply(params, state, x, train=False, where=where)[0]
+            spec: Any = self.spec
+            alone = spec if getattr(spec, "axis_name", None) is None else dataclasses.replace(spec, axis_name=None)
+            return alone.apply(params, state, x, train=False, where=where)[0]
         y, state = self.spec.apply(params, state, x, train=train, where=where)
         if train and state is not None:
             for name, value in state._asdict().items():

@@ -1,0 +1,74 @@
+"""What is said when parameters, a state and data do not fit a spec."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnorm._trees import Affine, RunningStats
+
+
+def check(spec, axes, params, state, x):
+    """Parameters and a state that belong to a spec, with a scale along `axes`, and fit `x`."""
+    who = type(spec).__name__
+    if isinstance(params, RunningStats) or isinstance(state, Affine):
+        raise TypeError(f"{who}.apply: params and state are swapped. The order is apply(params, state, x).")
+    if not isinstance(params, Affine):
+        hint = ": jaxnorm.Affine(**params)" if isinstance(params, dict) else ""
+        raise TypeError(f"{who}.apply: params is a {type(params).__name__}. It must be a jaxnorm.Affine{hint}.")
+    shape = jnp.shape(x)
+    if any(not -len(shape) <= a < len(shape) for a in axes):
+        raise ValueError(f"{who} normalizes axis {_list(axes)}, which x with shape {shape} does not have.")
+    found = tuple(shape[a] for a in sorted(a % len(shape) for a in axes))
+    mean = state.mean if isinstance(state, RunningStats) else None
+    for value in (mean, *params):
+        initial = found if value is None else jnp.shape(value)
+        # A scale with the dimensions of x may broadcast to it: the verb has the word on that.
+        if len(initial) == len(axes) and initial != found and (len(shape) > len(axes) or value is mean):
+            raise ValueError(_misfit(spec, axes, initial, found, shape))
+
+
+def _misfit(spec, axes, initial, found, shape):
+    who, one = type(spec).__name__, len(axes) == 1
+    field = "channel_axis" if hasattr(spec, "channel_axis") else "axis"
+    message = (
+        f"{who}({field}={getattr(spec, field)}) was initialised for {initial[0] if one else initial} features, but x "
+        f"has shape {shape}: its {'axis' if one else 'axes'} {_list(axes)} {'has' if one else 'have'} {_list(found)}."
+    )
+    if field == "axis" or initial[0] not in shape:
+        return message
+    axis = shape.index(initial[0])
+    layouts = {1: "channels-first data, use channel_axis=1", len(shape) - 1: "channels-last data, use channel_axis=-1"}
+    return f"{message} For {layouts.get(axis, f'channels along axis {axis}, use channel_axis={axis}')}."
+
+
+def _list(numbers):
+    return ", ".join(map(str, numbers))
+
+
+def stateless(state, who):
+    """No state for a norm that has none."""
+    if state is not None:
+        raise TypeError(f"{who}.apply: state is a {type(state).__name__}, but {who} has none: pass None.")
+
+
+def features(spec, axes, features):
+    """The shape of the normalized axes."""
+    shape = tuple(features) if isinstance(features, Sequence) else (features,)
+    who = f"{type(spec).__name__}.init({features!r})"
+    if any(isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 0 for n in shape):
+        raise TypeError(f"{who}: features is a number of channels, or the shape of the normalized axes.")
+    if len(shape) != len(axes):
+        raise ValueError(
+            f"{who}: axis {_list(axes)} of x are {len(axes)} normalized axes, but there are {len(shape)} sizes. Give "
+            f"the shape of the normalized axes, in the order in which x has them."
+        )
+    return tuple(map(int, shape))
+
+
+def param_dtype(dtype, who):
+    """A dtype that parameters can have."""
+    dtype = jnp.dtype(jnp.float32 if dtype is None else dtype)
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        raise TypeError(f"{who}.init: dtype={dtype} is not floating point or complex.")
+    return dtype

@@ -1,0 +1,40 @@
+"""What a norm learns and what it keeps."""
+
+from typing import NamedTuple
+
+from jaxtyping import Array, Float, Inexact, Int
+
+
+class Affine(NamedTuple):
+    """The learned map after standardizing; None leaves its part out.
+
+    y = scale · x̂ + bias
+
+    Each has the shape of the normalized axes: (channels,) for batch, instance and group norm.
+
+    >>> jn.LayerNorm(use_bias=False).init(2)[0]
+    Affine(scale=Array([1., 1.], dtype=float32), bias=None)
+    """
+
+    scale: Inexact[Array, "*features"] | None = None
+    bias: Inexact[Array, "*features"] | None = None
+
+
+class RunningStats(NamedTuple):
+    """Exponential averages of the batch mean and variance, and how many updates were made.
+
+    mean ← m · mean + (1 − m) · μ,    var ← m · var + (1 − m) · σ²
+
+    This is not a merge of moments: old batches are forgotten, at the rate of the momentum m. `mean` and `var` have
+    shape (channels,); `var` is real; `count` is a scalar int32.
+
+    Paper: Ioffe & Szegedy 2015, "Batch Normalization", section 3.1.
+
+    >>> params, state = jn.BatchNorm().init(2)
+    >>> print(*state)
+    [0. 0.] [1. 1.] 0
+    """
+
+    mean: Inexact[Array, " channels"]
+    var: Float[Array, " channels"]
+    count: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
