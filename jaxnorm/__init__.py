@@ -1,11 +1,15 @@
 """Normalization for JAX: accurate statistics, pure functions, parameters and state as pytrees."""
 
 from importlib import import_module as _import_module
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from jaxnorm._functional import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
 from jaxnorm._moments import Moments, merge, moments
 from jaxnorm._specs import BatchNorm, GroupNorm, Identity, InstanceNorm, LayerNorm, RMSNorm, Spec
 from jaxnorm._trees import Affine, RunningStats
+
+if _TYPE_CHECKING:
+    from jaxnorm import linen
 
 __version__ = "0.1.0"
 __all__ = [
@@ -16,6 +20,6 @@ __all__ = [
 
 def __getattr__(name):
     # The adapters import Flax, which takes longer than all else here: at first use (PEP 562).
-    if name in ("linen",):
+    if name == "linen":
         return _import_module(f"jaxnorm.{name}")
     raise AttributeError(f"module 'jaxnorm' has no attribute {name!r}")

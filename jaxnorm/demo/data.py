@@ -1,0 +1,56 @@
+"""The handwritten digits that scikit-learn ships, split three ways, and the order in which a run sees them."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from jaxnorm.demo.options import TRAINING_IMAGES, VALIDATION_IMAGES, Options
+
+_SPLIT_SEED = 0
+
+
+class Digits(NamedTuple):
+    """Images of 8 × 8 pixels between 0 and 1, and the digits that they show."""
+
+    images: Float[np.ndarray, "n 8 8 1"]
+    labels: Int[np.ndarray, "n"]
+
+
+class Splits(NamedTuple):
+    """Disjoint parts with equal shares of each digit: to train on, to choose the learning rate on, and to report on."""
+
+    train: Digits
+    validation: Digits
+    test: Digits
+
+
+def load() -> Splits:
+    """The three parts, the same in every call."""
+    digits = load_digits()
+    images = np.asarray(digits.images[..., None] / 16, np.float32)
+    labels = np.asarray(digits.target, np.int32)
+    train, rest = _split(Digits(images, labels), TRAINING_IMAGES)
+    return Splits(train, *_split(rest, VALIDATION_IMAGES))
+
+
+def batch_order(options: Options, batch_size: int) -> Int[np.ndarray, "seeds steps batch"]:
+    """Which training images make up each batch: one shuffled epoch after the other, shared by norms and learning rates.
+
+    >>> batch_order(Options(seeds=2, steps=3), 5).shape
+    (2, 3, 5)
+    """
+    needed = options.steps * batch_size
+    orders = []
+    for seed in range(options.seeds):
+        rng = np.random.default_rng(seed)
+        epochs = [rng.permutation(TRAINING_IMAGES) for _ in range(-(-needed // TRAINING_IMAGES))]
+        orders.append(np.concatenate(epochs)[:needed].reshape(options.steps, batch_size))
+    return np.stack(orders).astype(np.int32)
+
+
+def _split(digits: Digits, first: int) -> tuple[Digits, Digits]:
+    parts = train_test_split(*digits, train_size=first, stratify=digits.labels, random_state=_SPLIT_SEED)
+    return Digits(parts[0], parts[2]), Digits(parts[1], parts[3])

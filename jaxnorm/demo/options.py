@@ -1,0 +1,95 @@
+"""What to run: the options of an experiment and their presets. Imports nothing slow, for the sake of `--help`."""
+
+import dataclasses
+import math
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import jaxnorm as jn
+
+# A running average over about ten steps: with the default of 0.99, a run as short as these would be evaluated with
+# statistics that still remember their initial values.
+NORMS: Mapping[str, jn.Spec] = {
+    "none": jn.Identity(),
+    "batch": jn.BatchNorm(momentum=0.9),
+    "instance": jn.InstanceNorm(),
+    "layer": jn.LayerNorm(axis=-1),
+    "group": jn.GroupNorm(groups=4),
+}
+
+# The rest, another 400, is the test set: of the size of the validation set, so that one compiled program serves both.
+TRAINING_IMAGES = 997
+VALIDATION_IMAGES = 400
+EVALUATE_EVERY = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """An experiment: every norm at every batch size, each with every seed and learning rate.
+
+    Raises:
+        ValueError: an option names an unknown norm, or is out of range.
+
+    >>> Options(batch_sizes=(2, 4096))
+    Traceback (most recent call last):
+        ...
+    ValueError: --batch-sizes: 4096 is not between 1 and 997, the number of training images
+    """
+
+    norms: tuple[str, ...] = tuple(NORMS)
+    batch_sizes: tuple[int, ...] = (2, 4, 8, 32, 128)
+    learning_rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+    seeds: int = 4
+    steps: int = 240
+
+    def __post_init__(self):
+        for name in ("norms", "batch_sizes", "learning_rates"):
+            if not getattr(self, name):
+                raise ValueError(f"--{name.replace('_', '-')}: the list is empty")
+        for norm in self.norms:
+            if norm not in NORMS:
+                raise ValueError(f"--norms: {norm!r} is unknown; choose from {', '.join(NORMS)}")
+        for size in self.batch_sizes:
+            if not 1 <= size <= TRAINING_IMAGES:
+                raise ValueError(
+                    f"--batch-sizes: {size} is not between 1 and {TRAINING_IMAGES}, the number of training images"
+                )
+        for rate in self.learning_rates:
+            if not (rate > 0 and math.isfinite(rate)):
+                raise ValueError(f"--learning-rates: {rate} is not a positive number")
+        for name in ("seeds", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name}: {getattr(self, name)} is less than 1")
+
+    @property
+    def evaluated_at(self) -> tuple[int, ...]:
+        """The numbers of steps after which a run is evaluated; the last is the end of training.
+
+        >>> Options(steps=25).evaluated_at
+        (10, 20, 25)
+        """
+        return (*range(EVALUATE_EVERY, self.steps, EVALUATE_EVERY), self.steps)
+
+    @property
+    def runs(self) -> int:
+        """The number of networks trained."""
+        return len(self.norms) * len(self.batch_sizes) * self.seeds * len(self.learning_rates)
+
+
+FULL = Options()
+QUICK = Options(batch_sizes=(2, 64), learning_rates=(0.01, 0.1, 1.0), seeds=2, steps=60)
+
+
+def writable_folder(path: Path) -> Path:
+    """The folder, created if need be.
+
+    Raises:
+        ValueError: nothing can be written there.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
+    except OSError as error:
+        raise ValueError(f"--out: cannot write to {path}: {error.strerror}") from error

@@ -1,0 +1,124 @@
+"""Accuracy on hostile inputs, and finite results where a formula would divide by zero."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from cases import CASES, norms
+
+import jaxnorm as jn
+
+BOUND = 16
+"""Units of 2⁻²⁴ (1 + |y|) by which y may be off."""
+
+
+optimized = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
+"""Compiled as users have it: optimization changes the order of sums, and with it their rounding."""
+
+
+def hostile(shape):
+    """Inputs on which one formula or another loses its digits."""
+    noise = np.random.default_rng(0).standard_normal(shape)
+    first, row = noise.copy(), noise.copy()
+    first.flat[0], row[0] = 1e6, row[0] + 1e4
+    yield "mean 1", noise + 1
+    yield "mean 1.7", noise + 1.7
+    yield "mean 2.5", noise + 2.5
+    for mean in (1e2, 1e4, 1e6):
+        yield f"mean {mean:g}", noise + mean
+    yield "tiny variance", 1 + 1e-4 * noise
+    yield "small variance", 30 + 1e-3 * noise
+    yield "outlier", first
+    yield "first row", row
+    yield "ramp", np.linspace(-1e4, 1e4, noise.size).reshape(shape)
+    yield "padding", np.where(np.arange(shape[0]).reshape(-1, *[1] * (len(shape) - 1)) % 2, noise, 0)
+    yield "two values", 0.1 * np.sign(noise)
+    yield "skewed", np.exp(3 * noise)
+    yield "squares overflow", 1e20 + 1e15 * noise
+    for constant in (0.1, 1.0, 3.7e4):
+        yield f"constant {constant}", np.full(shape, constant)
+
+
+SHAPES = {"small": (4, 6, 5, 4), "odd": (23, 9, 5, 3), "large": (32, 28, 28, 8), "wide": (3, 2, 2, 1500)}
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize(
+    "spec",
+    [jn.BatchNorm(), jn.InstanceNorm(), jn.LayerNorm(), jn.LayerNorm(axis=(1, 2, 3)), jn.GroupNorm(groups=1)],
+    ids=["batch", "instance", "layer", "layer whole", "group"],
+)
+def test_hostile_inputs(spec, shape):
+    state = spec.init(shape[1:] if spec == jn.LayerNorm(axis=(1, 2, 3)) else shape[-1])[1]
+    norm = optimized(lambda x: spec.apply(jn.Affine(), state, x, train=True)[0])
+    errors = {}
+    for name, x in hostile(shape):
+        x = x.astype(np.float32)
+        errors[name] = oracle.ulps(norm(x), oracle.normalize(spec, x))
+    assert max(errors.values()) < BOUND, errors
+
+
+@pytest.mark.parametrize("mean", [0.0, 3.0, 1e4, -1e30, np.inf, np.nan])
+def test_no_running_mean_spoils_the_batch(mean):
+    x = np.random.default_rng(0).standard_normal((64, 5)).astype(np.float32) + 3
+    state = jn.BatchNorm().init(5)[1]._replace(mean=jnp.full(5, mean))
+    y, _ = jax.jit(lambda s: jn.batch_norm(x, s, train=True))(state)
+    assert oracle.ulps(y, oracle.normalize(jn.BatchNorm(), x)) < BOUND
+
+
+def test_moments_of_hostile_inputs():
+    for name, x in hostile((32, 28, 28, 8)):
+        x = x.astype(np.float32)
+        found = optimized(lambda x: jn.moments(x, (0, 1, 2)))(x)
+        count, mean, var = (v[0, 0, 0] for v in oracle.statistics(jn.BatchNorm(), x))
+        np.testing.assert_array_equal(found.count, count)
+        np.testing.assert_allclose(found.mean, mean, rtol=2**-22, atol=2**-20 * np.sqrt(var).max(), err_msg=name)
+        np.testing.assert_allclose(found.var, var, rtol=2e-6, atol=1e-37, err_msg=name)
+
+
+@norms
+@pytest.mark.parametrize("constant", [0.0, 0.1, 3.7e4])
+@pytest.mark.parametrize("epsilon", [0.0, 1e-5])
+def test_a_constant_gives_the_bias(case, constant, epsilon):
+    if isinstance(case.spec, jn.RMSNorm) and constant:
+        pytest.skip("the mean square of a constant is not 0")
+    params, state = case.params()
+    spec = jax.tree.unflatten(jax.tree.structure(case.spec), [epsilon] * len(jax.tree.leaves(case.spec)))
+    x = jnp.full(case.shape, constant)
+    run = jax.jit(
+        lambda x, p: jax.value_and_grad(lambda x, p: spec.apply(p, state, x, train=True)[0].sum(), (0, 1))(x, p)
+    )
+    y = jax.jit(lambda x: spec.apply(params, state, x, train=True)[0])(x)
+    bias = np.broadcast_to(case.broadcast(params.bias), case.shape)
+    np.testing.assert_allclose(y, bias, atol=1e-5)
+    assert all(np.isfinite(v).all() for v in jax.tree.leaves(run(x, params)))
+    curved = jax.jit(
+        lambda x: jax.jvp(jax.grad(lambda x: (spec.apply(params, state, x, train=True)[0] ** 2).sum()), (x,), (x + 1,))
+    )
+    assert all(np.isfinite(v).all() for v in jax.tree.leaves(curved(x)))
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if not isinstance(c.spec, jn.RMSNorm)], ids=lambda c: c.name)
+def test_one_element_per_statistic(case):
+    params, state = case.params()
+    shape = tuple(n if a in case.axes else 1 for a, n in enumerate(case.shape))
+    if isinstance(case.spec, jn.LayerNorm | jn.GroupNorm):
+        pytest.skip("these share a statistic between features")
+    x = jnp.full(shape, 7.5)
+    value, grads = jax.value_and_grad(lambda x: case.spec.apply(params, state, x, train=True)[0].sum())(x)
+    np.testing.assert_allclose(value, np.asarray(params.bias, float).sum(), rtol=1e-6)
+    np.testing.assert_array_equal(grads, 0)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 3, 4), (2, 0, 3, 4), (2, 3, 3, 0), (0, 0, 0, 0)])
+@pytest.mark.parametrize("spec", [jn.BatchNorm(), jn.InstanceNorm(), jn.LayerNorm(), jn.RMSNorm(), jn.Identity()])
+def test_no_data(spec, shape):
+    params, state = spec.init(shape[-1])
+    y, new = spec.apply(params, state, jnp.ones(shape), train=True)
+    assert y.shape == shape
+    jax.tree.map(np.testing.assert_array_equal, new, state)
+    grads = jax.grad(lambda p: spec.apply(p, state, jnp.ones(shape), train=True)[0].sum())(params)
+    assert all(np.isfinite(v).all() for v in jax.tree.leaves(grads))
