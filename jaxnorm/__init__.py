@@ -23,3 +23,7 @@ def __getattr__(name):
     if name == "linen":
         return _import_module(f"jaxnorm.{name}")
     raise AttributeError(f"module 'jaxnorm' has no attribute {name!r}")
+
+
+def __dir__():
+    return __all__

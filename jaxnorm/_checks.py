@@ -170,7 +170,7 @@ def running(state, x, channel, train, who):
             raise ValueError(f"{who}: state is None, but evaluation needs running statistics: those that init makes.")
         return
     if not isinstance(state, RunningStats):
-        hint = " Make it one: RunningStats(**state)." if isinstance(state, dict) else ""
+        hint = " Make it one: RunningStats(mean, var, count)." if isinstance(state, dict) else ""
         raise TypeError(f"{who}: state is a {type(state).__name__}, not RunningStats.{hint}")
     for name, value in (("mean", state.mean), ("var", state.var)):
         if jnp.shape(value) != (x.shape[channel],):

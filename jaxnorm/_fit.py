@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -48,7 +49,7 @@ def _list(numbers):
 
 def stateless(state, who):
     """No state for a norm that has none."""
-    if state is not None:
+    if state is not None and not isinstance(state, Affine):
         raise TypeError(f"{who}.apply: state is a {type(state).__name__}, but {who} has none: pass None.")
 
 
@@ -68,7 +69,7 @@ def features(spec, axes, features):
 
 def param_dtype(dtype, who):
     """A dtype that parameters can have."""
-    dtype = jnp.dtype(jnp.float32 if dtype is None else dtype)
+    dtype = jax.dtypes.canonicalize_dtype(jnp.float32 if dtype is None else dtype)
     if not jnp.issubdtype(dtype, jnp.inexact):
         raise TypeError(f"{who}.init: dtype={dtype} is not floating point or complex.")
     return dtype

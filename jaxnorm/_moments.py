@@ -1,6 +1,7 @@
 """Moments: a commutative monoid of count, mean and sum of squared deviations."""
 
 from collections.abc import Hashable, Sequence
+from functools import reduce
 from typing import NamedTuple, Self
 
 import jax.numpy as jnp
@@ -121,13 +122,13 @@ def merge(*parts: Moments, axis: int | Sequence[int] | None = None) -> Moments:
     10.0 4.5 82.5
     """
     _checks.parts(parts, Moments, axis)
+    parts = tuple(Moments(*map(jnp.asarray, part)) for part in parts)
     stacked = parts[0]
     if axis is None:
-        dtype = parts[0].mean.dtype
-        for part in parts:
-            dtype = jnp.promote_types(dtype, part.mean.dtype)
+        dtype = reduce(jnp.promote_types, [part.mean.dtype for part in parts])
         real = jnp.finfo(dtype).dtype
         columns = zip(zip(*parts, strict=True), (real, dtype, real), strict=True)
         stacked, axis = Moments(*(jnp.stack([v.astype(d) for v in vs]) for vs, d in columns)), 0
     between = moments(stacked.mean, axis, where=stacked.count)
-    return between._replace(m2=between.m2 + stacked.m2.sum(axis))
+    within = jnp.where(stacked.count > 0, stacked.m2, 0).sum(axis)
+    return between._replace(m2=between.m2 + within)

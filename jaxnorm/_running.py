@@ -33,7 +33,7 @@ def update(state, found, momentum, ddof):
 
 def _average(old, new, keep, measured):
     """keep · old + (1 − keep) · new where something was measured, in the dtype of `old`."""
-    new = jnp.where(measured, new, 0)
-    keep = keep.astype(new.dtype)
-    moved = keep * old.astype(new.dtype) + (1 - keep) * new
+    wide = jnp.promote_types(old.dtype, new.dtype)
+    keep, new = keep.astype(wide), jnp.where(measured, new, 0).astype(wide)
+    moved = keep * old.astype(wide) + (1 - keep) * new
     return jnp.where(measured, moved.astype(old.dtype), old)

@@ -64,7 +64,7 @@ class _Norm:
     def __post_init__(self):
         for name in self._static():
             value = getattr(self, name)
-            if isinstance(value, list):
+            if isinstance(value, list | range):
                 object.__setattr__(self, name, tuple(value))
             elif isinstance(value, np.integer | np.bool_):
                 object.__setattr__(self, name, value.item())
@@ -143,8 +143,8 @@ class _Norm:
         [[-1.  1.]]
         """
         _checks.train(train, type(self).__name__)
-        _fit.check(self, self._axes, params, state, x)
         _fit.stateless(state, type(self).__name__)
+        _fit.check(self, self._axes, params, state, x)
         return type(self)._verb(x, *params, where=where, **self._arguments()), None
 
 
@@ -192,7 +192,7 @@ class BatchNorm(_Norm):
         """Parameters (scale 1, bias 0) and running statistics (0, 1), the latter in float32 at least."""
         params, _ = super().init(features, dtype)
         shape = _fit.features(self, self._axes, features)
-        mean = jnp.zeros(shape, wide_dtype(jnp.zeros((), dtype or jnp.float32)))
+        mean = jnp.zeros(shape, wide_dtype(jnp.zeros((), _fit.param_dtype(dtype, "BatchNorm"))))
         return params, RunningStats(mean, jnp.ones(shape, mean.real.dtype), jnp.zeros((), jnp.int32))
 
     def apply(

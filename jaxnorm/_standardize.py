@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from jaxnorm._statistics import deviation, included, wide_dtype
+from jaxnorm._statistics import deviation, included, spread, wide_dtype
 from jaxnorm._tangents import moving, plus, times
 
 
@@ -22,14 +22,14 @@ def standardize(x, where, pivot, delta, var, scale, bias, epsilon):
     All but epsilon (a scalar) broadcast to `x`; where, pivot, delta, scale and bias may be None. With a delta, the
     pivot is taken for a constant, as `statistics` makes it.
     """
-    a = _rsqrt(var + epsilon).astype(wide_dtype(x))
+    a = spread(_rsqrt(var + epsilon), x).astype(wide_dtype(x))
     a = a if scale is None else a * scale.astype(a.dtype)
     y = deviation(x, pivot, delta) * a
     y = y if bias is None else y + bias.astype(a.dtype)
     if where is not None and not jnp.iscomplexobj(y):
         # Padding may hold the largest float: y stays finite there.
-        limit = jnp.finfo(x.dtype)
-        y = jnp.where(jnp.isfinite(x), jnp.clip(y, limit.min.astype(y.dtype), limit.max.astype(y.dtype)), y)
+        most = jnp.finfo(x.dtype).max.astype(y.dtype)
+        y = jnp.where(~included(where) & jnp.isfinite(x), jnp.clip(y, -most, most), y)
     return y.astype(x.dtype)
 
 
@@ -50,14 +50,15 @@ def _standardize_jvp(primals, tangents):
     def linear(x, where, pivot, delta, var, scale, epsilon, changes):
         d = deviation(x, pivot, delta)
         dx, dpivot, ddelta, dvar, dscale, dbias, depsilon = jax.tree.map(lambda t: t.astype(d.dtype), changes)
+        dmean, dvar = (t if t is None else spread(t, x) for t in (dpivot if delta is None else ddelta, dvar))
         if where is not None:
             # An excluded NaN has cotangent 0, and 0 · NaN would be NaN.
             d = jnp.where(included(where) | jnp.isfinite(d), d, 0)
-        r = _rsqrt(var + epsilon).astype(d.dtype)
+        r = spread(_rsqrt(var + epsilon), x).astype(d.dtype)
         s = jnp.ones((), d.dtype) if scale is None else scale.astype(d.dtype)
         # Not r³: that overflows before the product does.
         dr = times(-r / 2, times(r, times(r, plus(dvar, depsilon))))
-        shift = plus(dbias, times(-r * s, dpivot if delta is None else ddelta))
+        shift = plus(dbias, times(-r * s, dmean))
         slope = plus(times(r, dscale), times(s, dr))
         dy = plus(times(r * s, dx), shift, times(d, slope))
         return jnp.broadcast_to(dy, x.shape).astype(x.dtype)

@@ -43,11 +43,20 @@ def dot(a, b):
     return (a.conj() * b).real if jnp.iscomplexobj(a) else a * b
 
 
+def spread(v, x):
+    """A statistic in the dimensions of `x`: that of a group of channels is repeated over them."""
+    for a, (m, n) in enumerate(zip(v.shape, x.shape, strict=True)):
+        if m not in (1, n):
+            blocks = jnp.broadcast_to(jnp.expand_dims(v, a + 1), (*v.shape[: a + 1], n // m, *v.shape[a + 1 :]))
+            v = blocks.reshape(*v.shape[:a], n, *v.shape[a + 1 :])
+    return v
+
+
 def deviation(x, pivot, delta):
     """(x − pivot) − delta: in this order the digits of x − μ survive a large mean."""
     d = x.astype(wide_dtype(x))
-    d = d if pivot is None else d - pivot
-    return d if delta is None else d - delta
+    d = d if pivot is None else d - spread(pivot, x)
+    return d if delta is None else d - spread(delta, x)
 
 
 def included(where):
@@ -70,17 +79,22 @@ class Over(NamedTuple):
     centered: bool = True
 
     def shape(self, x):
-        """The shape of a statistic of `x`. It broadcasts to `x`; that of a group is repeated over its channels."""
-        return tuple(1 if a in self.axes else n for a, n in enumerate(x.shape))
+        """The shape of a statistic of `x`: 1 along what shares it, the number of groups along their channels."""
+        shape = [1 if a in self.axes else n for a, n in enumerate(x.shape)]
+        if self.groups:
+            shape[self.channel] = self.groups
+        return tuple(shape)
 
     def sum(self, v):
         """The sum of `v` over everything on this device that shares a statistic."""
-        if v.size > _SMALL or len(self.axes) < 2:
+        if v.size > _SMALL or len(self.axes) < 2 or not jax.typeof(v).sharding.is_fully_replicated:
             return self._pool(v.sum(self.axes, keepdims=True))
         # The barrier keeps the flattened axes flat: several small ones would be summed in a single loop.
         kept = [a for a in range(v.ndim) if a not in self.axes]
-        rows = v.transpose(*self.axes, *kept).reshape(-1, *(v.shape[a] for a in kept))
-        return self._pool(lax.optimization_barrier(rows).sum(0).reshape(self.shape(v)))
+        rows = v.transpose(*self.axes, *kept)
+        rows = rows.reshape(math.prod(rows.shape[: len(self.axes)]), *rows.shape[len(self.axes) :])
+        total = lax.optimization_barrier(rows).sum(0)
+        return self._pool(jnp.expand_dims(total, self.axes))
 
     def size(self, x):
         """How many elements share a statistic, on all devices."""
@@ -90,10 +104,12 @@ class Over(NamedTuple):
     def weight(self, x, where):
         """The weight on this device of everything that shares a statistic."""
         # A mask is summed as it is, not once per channel that it is broadcast to; a boolean one exactly, in integers.
-        total = where.astype(jnp.int32) if where.dtype == jnp.bool_ else jnp.where(included(where), where, 0)
-        total = total.sum(self.axes, keepdims=True).astype(real_dtype(x))
+        boolean = where.dtype == jnp.bool_
+        w = where.astype(jnp.int32 if boolean else real_dtype(x))
+        w = w if boolean else jnp.where(included(where), w, 0)
+        total = w.sum(self.axes, keepdims=True).astype(real_dtype(x))
         copies = math.prod(x.shape[a] for a in self.axes if where.shape[a] == 1)
-        return self._pool(jnp.broadcast_to(total * copies, self.shape(x)))
+        return self._pool(jnp.broadcast_to(total * copies, Over(self.axes).shape(x)))
 
     def across(self, *sums):
         """Each sum over all devices: one collective for all of them."""
@@ -108,9 +124,8 @@ class Over(NamedTuple):
         # Channels were summed before groups of them are: this array is tiny, and x itself is never reshaped.
         if not self.groups:
             return v
-        c = self.channel
-        blocks = v.reshape(*v.shape[:c], self.groups, -1, *v.shape[c + 1 :])
-        return jnp.broadcast_to(blocks.sum(c + 1, keepdims=True), blocks.shape).reshape(v.shape)
+        c, size = self.channel, v.shape[self.channel] // self.groups
+        return v.reshape(*v.shape[:c], self.groups, size, *v.shape[c + 1 :]).sum(c + 1)
 
 
 class Statistics(NamedTuple):
@@ -122,18 +137,21 @@ class Statistics(NamedTuple):
     var: Array
 
 
-def _counted(v, where):
-    """`v` by its weights, and 0 where it does not count, whatever it is there: 0 · NaN would be NaN."""
-    if where is None:
-        return v
-    return jnp.where(included(where), v if where.dtype == jnp.bool_ else v * where.astype(v.dtype), 0)
+def _among(d, where):
+    """`d` where it counts, and 0 elsewhere: a weight of 0 would leave 0 · NaN, forward or in the transpose."""
+    return d if where is None else jnp.where(included(where), d, 0)
+
+
+def _weigh(v, where):
+    """`v` by its weights."""
+    return v if where is None or where.dtype == jnp.bool_ else v * where.astype(v.dtype)
 
 
 def _about(over, x, where, pivot):
     """count, δ and var of `x` about a pivot, from one look at it and one collective."""
-    d = deviation(x, pivot, None)
+    d = _among(deviation(x, pivot, None), where)
     terms = [d, dot(d, d)] if over.centered else [dot(d, d)]
-    sums = [over.sum(_counted(v, where)) for v in terms]
+    sums = [over.sum(_weigh(v, where)) for v in terms]
     if where is None:
         n, sums = jnp.full(over.shape(x), over.size(x), real_dtype(x)), over.across(*sums)
     else:
@@ -160,8 +178,8 @@ def _settle(over, x, where, pivot):
         return trips + 1, n, pivot, delta, var
 
     n, delta, var = _about(over, x, where, pivot)
-    # Selects between equals, and is gone when compiled: it makes the pivot vary over a mesh as delta does.
-    pivot = jnp.where(delta == delta, pivot, pivot)
+    # The zeros give the pivot the sharding of delta, and make it vary over a mesh as delta does.
+    pivot = pivot + jnp.zeros_like(delta)
     first = (jnp.int32(0), n, pivot, delta, var)
     # The loop alone would do; a conditional around it is cheaper on a TPU.
     return lax.cond(poor(first), partial(lax.while_loop, poor, move), lambda s: s, first)[1:]
@@ -186,20 +204,25 @@ def statistics(over, x, where, pivot=None):
 
 def _by_data(over, x, where, n, pivot, delta, var, dx):
     """dμ = ⟨dx⟩ and dvar = 2⟨(x − μ)·dx⟩."""
-    d = deviation(x, pivot, delta)
+    d = _among(deviation(x, pivot, delta), where)
     dx = dx.astype(d.dtype)
     terms = [dx, 2 * dot(d, dx)] if over.centered else [2 * dot(d, dx)]
-    sums = over.across(*(over.sum(_counted(v, where)) for v in terms))
-    share = inverse(jnp.full((1,) * x.ndim, over.size(x), real_dtype(x)) if where is None else n)
+    sums = over.across(*(over.sum(_weigh(_among(v, where), where)) for v in terms))
+    if where is None:
+        n = jnp.full((1,) * x.ndim, over.size(x), real_dtype(x))
+    elif not over.names:
+        n = over.weight(x, where)  # cheaper to count again than to keep
+    share = inverse(n)
     return None, *(v * share.astype(v.dtype) for v in sums)
 
 
 def _by_weight(over, x, where, n, pivot, delta, var, dw):
     """dn = Σ dw, dμ = ⟨dw (x − μ)⟩ and dvar = ⟨dw (|x − μ|² − var)⟩, over the positions that count."""
-    d = deviation(x, pivot, delta)
+    d = _among(deviation(x, pivot, delta), where)
     dw = jnp.broadcast_to(dw, x.shape).astype(var.dtype)
-    terms = [dw, dw.astype(d.dtype) * d, dw * (dot(d, d) - var)] if over.centered else [dw, dw * (dot(d, d) - var)]
-    dn, *sums = over.across(*(over.sum(_counted(v, included(where))) for v in terms))
+    excess = dot(d, d) - spread(var, x)
+    terms = [dw, dw.astype(d.dtype) * d, dw * excess] if over.centered else [dw, dw * excess]
+    dn, *sums = over.across(*(over.sum(_among(v, where)) for v in terms))
     return dn, *(v * inverse(n).astype(v.dtype) for v in sums)
 
 

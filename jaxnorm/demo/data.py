@@ -29,10 +29,9 @@ class Splits(NamedTuple):
 
 def load() -> Splits:
     """The three parts, the same in every call."""
-    digits = load_digits()
-    images = np.asarray(digits.images[..., None] / 16, np.float32)
-    labels = np.asarray(digits.target, np.int32)
-    train, rest = _split(Digits(images, labels), TRAINING_IMAGES)
+    pixels, labels = map(np.asarray, load_digits(return_X_y=True))
+    images = (pixels / pixels.max()).reshape(-1, 8, 8, 1).astype(np.float32)
+    train, rest = _split(Digits(images, labels.astype(np.int32)), TRAINING_IMAGES)
     return Splits(train, *_split(rest, VALIDATION_IMAGES))
 
 
@@ -52,5 +51,7 @@ def batch_order(options: Options, batch_size: int) -> Int[np.ndarray, "seeds ste
 
 
 def _split(digits: Digits, first: int) -> tuple[Digits, Digits]:
-    parts = train_test_split(*digits, train_size=first, stratify=digits.labels, random_state=_SPLIT_SEED)
-    return Digits(parts[0], parts[2]), Digits(parts[1], parts[3])
+    indices = np.arange(len(digits.labels))
+    parts = train_test_split(indices, train_size=first, stratify=digits.labels, random_state=_SPLIT_SEED)
+    one, other = (Digits(digits.images[part], digits.labels[part]) for part in parts)
+    return one, other

@@ -5,10 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise, product
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxnorm.demo import training
 from jaxnorm.demo.data import Digits, Splits, batch_order
@@ -48,7 +47,6 @@ class Result:
 
 def run(options: Options, splits: Splits, advance: Advance) -> list[Result]:
     """All results, norm by norm; `advance` hears what is trained, and how much more of `work` has been done."""
-    splits = jax.tree.map(jnp.asarray, splits)
     # XLA compiles a program on one core: the next ones compile while this one runs.
     compiler = ThreadPoolExecutor(max_workers=2)
     try:
@@ -81,8 +79,7 @@ class _Cell:
 
     def prepare(self) -> training.Run:
         """Fresh runs. Training them for no steps compiles the program."""
-        rates = jnp.asarray(self.options.learning_rates)
-        runs = training.start(NORMS[self.norm], self.options.seeds, rates, self.options.steps)
+        runs = training.start(NORMS[self.norm], self.options.seeds, self._rates, self.options.steps)
         return self._train(runs, self._order(), 0, 0)
 
     def result(self, runs: training.Run, advance: Advance) -> Result:
@@ -96,15 +93,20 @@ class _Cell:
         test, dependence = _accuracy(logits, self.splits.test), self._batch_dependence(runs, logits)
         return Result(self.norm, self.batch_size, np.stack(validation), test, dependence)
 
-    def _order(self) -> Array:
+    @property
+    def _rates(self) -> Float[np.ndarray, "rates"]:
+        return np.asarray(self.options.learning_rates, np.float32)
+
+    def _order(self) -> Int[Array, "seeds steps batch"]:
         return jnp.asarray(batch_order(self.options, self.batch_size))
 
-    def _train(self, runs: training.Run, order: Array, start: int, stop: int) -> training.Run:
-        rates = jnp.asarray(self.options.learning_rates)
-        span = jnp.array([start, stop])
-        return training.train(NORMS[self.norm], runs, rates, order, span, self.splits.train, self.options.steps)
+    def _train(self, runs: training.Run, order: Int[Array, "..."], start: int, stop: int) -> training.Run:
+        spec, span = NORMS[self.norm], jnp.array([start, stop])
+        return training.train(spec, runs, self._rates, order, span, self.splits.train, self.options.steps)
 
-    def _predict(self, runs: training.Run, images: Array) -> Float[np.ndarray, "seeds rates n 10"]:
+    def _predict(
+        self, runs: training.Run, images: Float[np.ndarray, "n 8 8 1"]
+    ) -> Float[np.ndarray, "seeds rates n 10"]:
         return np.asarray(training.predict(NORMS[self.norm], runs, images))
 
     def _batch_dependence(self, runs: training.Run, logits: Float[np.ndarray, "seeds rates n 10"]) -> float:

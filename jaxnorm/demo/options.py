@@ -39,11 +39,14 @@ class Options:
 
     norms: tuple[str, ...] = tuple(NORMS)
     batch_sizes: tuple[int, ...] = (2, 4, 8, 32, 128)
-    learning_rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+    learning_rates: tuple[float, ...] = (0.005, 0.02, 0.08, 0.3, 1.2)
     seeds: int = 4
-    steps: int = 240
+    steps: int = 200
 
     def __post_init__(self):
+        # In order, for the lines of the figure.
+        for name in ("batch_sizes", "learning_rates"):
+            object.__setattr__(self, name, tuple(sorted(getattr(self, name))))
         for name in ("norms", "batch_sizes", "learning_rates"):
             if not getattr(self, name):
                 raise ValueError(f"--{name.replace('_', '-')}: the list is empty")
@@ -78,7 +81,7 @@ class Options:
 
 
 FULL = Options()
-QUICK = Options(batch_sizes=(2, 64), learning_rates=(0.01, 0.1, 1.0), seeds=2, steps=60)
+QUICK = Options(batch_sizes=(2, 64), learning_rates=(0.02, 0.08, 0.3), seeds=2, steps=60)
 
 
 def writable_folder(path: Path) -> Path:

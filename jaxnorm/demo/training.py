@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 import jaxnorm as jn
 from jaxnorm.demo.data import Digits
@@ -21,7 +21,7 @@ class Run(NamedTuple):
     optimizer: optax.OptState
 
 
-def start(spec: jn.Spec, seeds: int, rates: Float[Array, "rates"], steps: int) -> Run:
+def start(spec: jn.Spec, seeds: int, rates: Float[ArrayLike, "rates"], steps: int) -> Run:
     """Fresh runs; those that differ in the learning rate alone start from the same weights."""
     # This generator compiles several times faster than the default one.
     weights = [_variables(spec, jax.random.key(seed, impl="rbg")) for seed in range(seeds)]
@@ -39,7 +39,7 @@ def start(spec: jn.Spec, seeds: int, rates: Float[Array, "rates"], steps: int) -
 def train(
     spec: jn.Spec,
     runs: Run,
-    rates: Float[Array, "rates"],
+    rates: Float[ArrayLike, "rates"],
     order: Int[Array, "seeds steps batch"],
     span: Int[Array, "2"],
     digits: Digits,
@@ -59,10 +59,10 @@ def train(
 
 
 @jax.jit
-def predict(spec: jn.Spec, runs: Run, images: Float[Array, "n 8 8 1"]) -> Float[Array, "seeds rates n 10"]:
+def predict(spec: jn.Spec, runs: Run, images: Float[ArrayLike, "n 8 8 1"]) -> Float[Array, "seeds rates n 10"]:
     """The logits, as in deployment."""
 
-    def one(run):
+    def one(run) -> Any:
         return Classifier(spec).apply({"params": run.params, "batch_stats": run.batch_stats}, images, train=False)
 
     return jax.vmap(jax.vmap(one))(runs)
@@ -87,4 +87,3 @@ def _update(spec: jn.Spec, run: Run, batch: Digits, optimizer: optax.GradientTra
     gradients, batch_stats = jax.grad(loss, has_aux=True)(run.params)
     updates, state = optimizer.update(gradients, run.optimizer)
     return Run(optax.apply_updates(run.params, updates), batch_stats, state)
-

@@ -1,0 +1,117 @@
+"""What the results say: scores, speed, robustness, and a conclusion in words."""
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxnorm.demo.experiment import Result
+from jaxnorm.demo.options import Options
+
+TARGET = 0.90
+TRAINS = 0.80
+
+
+class Score(NamedTuple):
+    """Test accuracy over the seeds: its mean, and its standard deviation (0 for a single seed)."""
+
+    mean: float
+    std: float
+
+    def minus(self, other: "Score") -> "Score":
+        """The difference, with the spread of independent scores."""
+        return Score(self.mean - other.mean, float(np.hypot(self.std, other.std)))
+
+    @property
+    def clear(self) -> bool:
+        """Whether a difference exceeds its spread."""
+        return abs(self.mean) > self.std
+
+    def __str__(self) -> str:
+        return f"{100 * self.mean:.1f} ± {100 * self.std:.1f}"
+
+
+Scores = Mapping[tuple[str, int], Score]
+
+
+def score(result: Result, rate: int | None = None) -> Score:
+    """Test accuracy at one learning rate, by index; None is the chosen one."""
+    accuracies = result.test[:, result.chosen if rate is None else rate]
+    return Score(float(accuracies.mean()), float(accuracies.std(ddof=1)) if len(accuracies) > 1 else 0.0)
+
+
+def steps_to_target(result: Result, options: Options) -> float:
+    """The median over seeds of the steps until validation accuracy first reaches `TARGET`, at the chosen rate.
+
+    Infinite if half of the seeds or more never get there.
+    """
+    reached = result.validation[:, :, result.chosen] >= TARGET
+    first = np.asarray([*options.evaluated_at, np.inf])[np.where(reached.any(0), reached.argmax(0), len(reached))]
+    return float(np.median(first))
+
+
+def largest_rate(result: Result, options: Options) -> float | None:
+    """The largest learning rate whose mean test accuracy is at least `TRAINS`."""
+    trains = [rate for rate, mean in zip(options.learning_rates, result.test.mean(0), strict=True) if mean >= TRAINS]
+    return max(trains, default=None)
+
+
+def conclusion(results: Sequence[Result]) -> str:
+    """One sentence: who wins at which batch size, and what a small batch costs batch and instance norm."""
+    scores = {(result.norm, result.batch_size): score(result) for result in results}
+    sizes = sorted({size for _, size in scores})
+    norms = list(dict.fromkeys(norm for norm, _ in scores))
+    clauses = []
+    if {"batch", "instance"} <= set(norms):
+        clauses.append(_duel(scores, sizes))
+        if len(sizes) > 1:
+            clauses.append(_cost(scores, sizes))
+    if len(norms) > 1:
+        clauses.append(_leaders(scores, norms, sizes))
+    sentence = "; ".join(clauses) or f"{norms[0]} alone reaches {max(scores.values())}% and has nothing to compare with"
+    return sentence[0].upper() + sentence[1:] + "."
+
+
+def _duel(scores: Scores, sizes: Sequence[int]) -> str:
+    """Batch norm against instance norm."""
+
+    def verdict(size):
+        gap = scores["batch", size].minus(scores["instance", size])
+        if not gap.clear:
+            return "the two are within the spread"
+        return "batch norm beats instance norm" if gap.mean > 0 else "instance norm beats batch norm"
+
+    return _by_size(sizes, verdict)
+
+
+def _cost(scores: Scores, sizes: Sequence[int]) -> str:
+    """What the step from the largest batch to the smallest takes from either."""
+    losses = {norm: scores[norm, sizes[-1]].minus(scores[norm, sizes[0]]) for norm in ("batch", "instance")}
+    gap = losses["batch"].minus(losses["instance"])
+    excess = f"{100 * abs(gap.mean):.1f} points {'more' if gap.mean > 0 else 'less'}"
+    return (
+        f"from batch size {sizes[-1]} to {sizes[0]} batch norm loses {losses['batch']} points and instance norm "
+        f"{losses['instance']}: {excess}, {'beyond' if gap.clear else 'within'} the spread of {100 * gap.std:.1f}"
+    )
+
+
+def _leaders(scores: Scores, norms: Sequence[str], sizes: Sequence[int]) -> str:
+    """The best norm at each batch size, and what cannot be told apart from it."""
+
+    def verdict(size):
+        best = max(norms, key=lambda norm: scores[norm, size].mean)
+        rivals = [n for n in norms if n != best and not scores[best, size].minus(scores[n, size]).clear]
+        return f"{best}, with {' and '.join(rivals)} within the spread," if rivals else f"{best}, clearly,"
+
+    return "the highest mean accuracy has " + _by_size(sizes, verdict).replace(", at", " at").rstrip(",")
+
+
+def _by_size(sizes: Sequence[int], verdict: Callable[[int], str]) -> str:
+    """Neighbouring batch sizes of equal verdict, told together."""
+    groups = [(text, [str(size) for size in group]) for text, group in groupby(sizes, verdict)]
+    return ", ".join(f"{text} at batch size {' and '.join(_shorten(group))}" for text, group in groups)
+
+
+def _shorten(sizes: Sequence[str]) -> Sequence[str]:
+    return sizes if len(sizes) < 3 else [f"{sizes[0]} to {sizes[-1]}"]

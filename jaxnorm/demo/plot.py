@@ -1,0 +1,82 @@
+"""The figure: accuracy against batch size, and against the learning rate."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from jaxnorm.demo import analysis
+from jaxnorm.demo.experiment import Result
+from jaxnorm.demo.options import Options
+
+# The palette of Okabe & Ito, told apart by colour-blind readers; the markers serve print in grey.
+_STYLES = {
+    "none": ("#000000", "X"),
+    "batch": ("#0072B2", "o"),
+    "instance": ("#D55E00", "s"),
+    "layer": ("#009E73", "^"),
+    "group": ("#CC79A7", "D"),
+}
+_RC: Any = {
+    "font.size": 11,
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#E5E5E5",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+}
+
+
+def save(path: Path, options: Options, results: Sequence[Result]) -> None:
+    """Draws the figure."""
+    extremes = sorted({options.batch_sizes[0], options.batch_sizes[-1]})
+    with mpl.rc_context(_RC):
+        # No pyplot: it would choose a display.
+        figure = Figure(figsize=(4.2 * (1 + len(extremes)), 4.2), layout="constrained")
+        first, *others = figure.subplots(1, 1 + len(extremes))
+        _against_batch_size(first, options, results)
+        for axes, size in zip(others, extremes, strict=True):
+            _against_rate(axes, options, [result for result in results if result.batch_size == size])
+            axes.set_title(f"at batch size {size}", loc="left")
+        handles, labels = first.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+        figure.savefig(path, dpi=200)
+
+
+def _against_batch_size(axes: Axes, options: Options, results: Sequence[Result]) -> None:
+    for norm in options.norms:
+        scores = [analysis.score(result) for result in results if result.norm == norm]
+        _line(axes, norm, options.batch_sizes, scores)
+    _log_axis(axes, options.batch_sizes)
+    axes.set(xlabel="batch size", ylabel="test accuracy (%)")
+    axes.set_title("at the learning rate that validates best", loc="left")
+
+
+def _against_rate(axes: Axes, options: Options, results: Sequence[Result]) -> None:
+    for result in results:
+        scores = [analysis.score(result, rate) for rate in range(len(options.learning_rates))]
+        _line(axes, result.norm, options.learning_rates, scores)
+    _log_axis(axes, options.learning_rates)
+    axes.set(xlabel="learning rate", ylabel="test accuracy (%)", ylim=(0, 102))
+
+
+def _line(axes: Axes, norm: str, x: Sequence[float], scores: Sequence[analysis.Score]) -> None:
+    color, marker = _STYLES[norm]
+    mean, std = 100 * np.transpose(scores)
+    label = "no norm" if norm == "none" else f"{norm} norm"
+    axes.plot(x, mean, color=color, marker=marker, markersize=5, linewidth=1.6, label=label)
+    axes.fill_between(x, mean - std, mean + std, color=color, alpha=0.15, linewidth=0)
+
+
+def _log_axis(axes: Axes, ticks: Sequence[float]) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(list(ticks)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
