@@ -117,7 +117,7 @@ def _conditional(shape, vector, x, axes, name):
 
 def number(value, x, who, name, most=math.inf):
     """A real number of at least 0, as a scalar in the dtype of the statistics of `x`."""
-    value = jnp.asarray(value)
+    given, value = value, jnp.asarray(value)
     if jnp.iscomplexobj(value) or value.dtype == jnp.bool_:
         raise TypeError(f"{who}: {name} has dtype {value.dtype}. It is a real number.")
     if value.ndim:
@@ -125,7 +125,7 @@ def number(value, x, who, name, most=math.inf):
     known = _known(value)
     if known is not None and not 0 <= known <= most:
         bounds = "0 or more" if most == math.inf else f"between 0 and {most}"
-        raise ValueError(f"{who}: {name}={known} is not {bounds}.")
+        raise ValueError(f"{who}: {name}={given} is not {bounds}.")
     return value.astype(real_dtype(x))
 
 

@@ -41,7 +41,8 @@ def instance_norm(
         batch_axis: one axis of examples, several, or None for a single example.
         epsilon: ε, a number of at least 0.
         where: booleans or non-negative weights, with the dimensions of `x`, each of the same size or 1: what counts in
-            the statistics. All positions are normalized with them; excluded ones may hold NaN.
+            the statistics. All positions are normalized with them; excluded ones may hold
+            NaN or Inf, and give the bias there.
         axis_name: mapped axes over which the positions of an example are sharded.
 
     Returns:
@@ -84,7 +85,8 @@ def layer_norm(
         axis: the normalized axes.
         epsilon: ε, a number of at least 0.
         where: booleans or non-negative weights, with the dimensions of `x`, each of the same size or 1: what counts in
-            the statistics. All positions are normalized with them; excluded ones may hold NaN.
+            the statistics. All positions are normalized with them; excluded ones may hold
+            NaN or Inf, and give the bias there.
         axis_name: mapped axes over which the features are sharded.
 
     Returns:
@@ -126,7 +128,8 @@ def rms_norm(
         axis: the normalized axes.
         epsilon: ε, a number of at least 0.
         where: booleans or non-negative weights, with the dimensions of `x`, each of the same size or 1: what counts in
-            the mean. All positions are normalized with it; excluded ones may hold NaN.
+            the mean. All positions are normalized with it; excluded ones may hold
+            NaN or Inf, and give the bias there.
         axis_name: mapped axes over which the features are sharded.
 
     Returns:
@@ -171,7 +174,8 @@ def group_norm(
         batch_axis: one axis of examples, several, or None for a single example.
         epsilon: ε, a number of at least 0.
         where: booleans or non-negative weights, with the dimensions of `x`, each of the same size or 1: what counts in
-            the statistics. All positions are normalized with them; excluded ones may hold NaN.
+            the statistics. All positions are normalized with them; excluded ones may hold
+            NaN or Inf, and give the bias there.
         axis_name: mapped axes over which the positions of an example are sharded.
 
     Returns:
@@ -220,12 +224,15 @@ def batch_norm(
             the same size or 1.
         train: a Python bool: normalize with the batch's statistics and update the state, or with the state.
         channel_axis: the axis of features: -1 for NHWC, 1 for NCHW.
-        momentum: m, the weight of the old value (PyTorch's is 1 − m); None averages all updates equally.
+        momentum: m, the weight of the old value (PyTorch's is 1 − m); None averages all updates equally
+            (updates of the state: a channel that some of them leave out keeps a share of its initial value).
         epsilon: ε, a number of at least 0.
         ddof: 1 makes the running variance the unbiased one, as in PyTorch. y uses the biased one always.
         where: booleans or non-negative weights, with the dimensions of `x`, each of the same size or 1: what counts in
-            the statistics. All positions are normalized with them; excluded ones may hold NaN.
-        axis_name: mapped axes over which the batch is sharded: the statistics are the whole batch's.
+            the statistics. All positions are normalized with them; excluded ones may hold
+            NaN or Inf, and give the bias there.
+        axis_name: mapped axes over which the batch is sharded: the statistics are the whole batch's. The state is the
+            same on all of them.
 
     Returns:
         y, with the shape and dtype of `x`, and the new state, with those of `state`. Arithmetic is in float32 at least.

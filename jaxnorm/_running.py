@@ -33,7 +33,7 @@ def update(state, found, momentum, ddof):
 
 def _average(old, new, keep, measured):
     """keep · old + (1 − keep) · new where something was measured, in the dtype of `old`."""
-    wide = jnp.promote_types(old.dtype, new.dtype)
+    wide = max(old.dtype, new.dtype, key=lambda dtype: dtype.itemsize)
     keep, new = keep.astype(wide), jnp.where(measured, new, 0).astype(wide)
     moved = keep * old.astype(wide) + (1 - keep) * new
     return jnp.where(measured, moved.astype(old.dtype), old)

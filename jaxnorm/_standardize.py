@@ -14,22 +14,27 @@ def _rsqrt(v):
     return jnp.where(v > 0, jax.lax.rsqrt(jnp.where(v > 0, v, 1)), 0)
 
 
+def _finite(d, where):
+    """`d`, and 0 where padding is NaN or Inf: what follows would turn a cotangent of 0 into 0 · NaN."""
+    return d if where is None else jnp.where(included(where) | jnp.isfinite(d), d, 0)
+
+
 @jax.custom_jvp
 @partial(jax.jit, inline=True)
 def standardize(x, where, pivot, delta, var, scale, bias, epsilon):
     """y = (x − μ) · scale / √(var + ε) + bias, with μ = pivot + delta, in the dtype of `x`.
 
     All but epsilon (a scalar) broadcast to `x`; where, pivot, delta, scale and bias may be None. With a delta, the
-    pivot is taken for a constant, as `statistics` makes it.
+    pivot is taken for a constant, as `statistics` makes it. Padding that is not finite gives the bias.
     """
     a = spread(_rsqrt(var + epsilon), x).astype(wide_dtype(x))
     a = a if scale is None else a * scale.astype(a.dtype)
-    y = deviation(x, pivot, delta) * a
+    y = _finite(deviation(x, pivot, delta), where) * a
     y = y if bias is None else y + bias.astype(a.dtype)
     if where is not None and not jnp.iscomplexobj(y):
         # Padding may hold the largest float: y stays finite there.
         most = jnp.finfo(x.dtype).max.astype(y.dtype)
-        y = jnp.where(~included(where) & jnp.isfinite(x), jnp.clip(y, -most, most), y)
+        y = jnp.where(included(where), y, jnp.clip(y, -most, most))
     return y.astype(x.dtype)
 
 
@@ -48,12 +53,9 @@ def _standardize_jvp(primals, tangents):
     # Keeps x and vectors for the transpose, and computes x − μ again.
     @partial(jax.checkpoint, prevent_cse=False)
     def linear(x, where, pivot, delta, var, scale, epsilon, changes):
-        d = deviation(x, pivot, delta)
+        d = _finite(deviation(x, pivot, delta), where)
         dx, dpivot, ddelta, dvar, dscale, dbias, depsilon = jax.tree.map(lambda t: t.astype(d.dtype), changes)
         dmean, dvar = (t if t is None else spread(t, x) for t in (dpivot if delta is None else ddelta, dvar))
-        if where is not None:
-            # An excluded NaN has cotangent 0, and 0 · NaN would be NaN.
-            d = jnp.where(included(where) | jnp.isfinite(d), d, 0)
         r = spread(_rsqrt(var + epsilon), x).astype(d.dtype)
         s = jnp.ones((), d.dtype) if scale is None else scale.astype(d.dtype)
         # Not r³: that overflows before the product does.

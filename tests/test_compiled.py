@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import jaxnorm as jn
@@ -52,7 +53,7 @@ def test_two_reductions_of_data_each_way(name):
 
 
 def mesh(n=4):
-    return jax.make_mesh((n,), ("batch",), devices=jax.devices()[:n])
+    return jax.make_mesh((n,), ("batch",), devices=jax.devices()[:n], axis_types=(AxisType.Auto,))
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
@@ -118,3 +119,15 @@ def test_one_collective_forward_and_one_in_the_conditional():
     text = jax.jit(step).lower(jnp.ones((16, 4))).compile().as_text()
     assert len(re.findall(r" all-reduce(?:-start)?\(", text)) == 2
     assert " conditional(" in text
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_explicitly_sharded_batches_need_nothing(name):
+    spec, _, _ = KEPT[name]
+    params, state = spec.init(64)
+    x = np.random.default_rng(0).standard_normal((8, 4, 64)).astype(np.float32)
+    apply = jax.jit(lambda x: spec.apply(params, state, x, train=True)[0])
+    with jax.set_mesh(jax.make_mesh((4,), ("batch",), devices=jax.devices()[:4], axis_types=(AxisType.Explicit,))):
+        y = apply(jax.device_put(x, P("batch")))
+        assert jax.typeof(y).sharding.spec[0] == "batch"
+    np.testing.assert_allclose(y, apply(x), rtol=1e-5, atol=2e-6)

@@ -33,7 +33,8 @@ CASES = {
     "features of a layer": (
         apply(jn.LayerNorm(axis=(1, 2)), jn.LayerNorm(axis=(1, 2)).init((3, 4))[0], None, X),
         ValueError,
-        "LayerNorm(axis=(1, 2)) was initialised for (3, 4) features, but x has shape (8, 64, 32): its axes 1, 2 have 64, ",
+        "LayerNorm(axis=(1, 2)) was initialised for (3, 4) features, but x has shape (8, 64, 32): its axes "
+        "1, 2 have 64, 32.",
     ),
     "swapped": (apply(BN, STATE, PARAMS, X), TypeError, "params and state are swapped"),
     "swapped without state": (apply(LN, None, PARAMS, X), TypeError, "params and state are swapped"),
@@ -43,7 +44,7 @@ CASES = {
         "params is a dict. It must be a jaxnorm.Affine: jaxnorm.Affine(**params)",
     ),
     "no params": (apply(LN, None, None, X), TypeError, "params is a NoneType"),
-    "state as a dict": (apply(BN, PARAMS, STATE._asdict(), IMAGES), TypeError, "RunningStats(**state)"),
+    "state as a dict": (apply(BN, PARAMS, STATE._asdict(), IMAGES), TypeError, "RunningStats(mean, var, count)"),
     "state for none": (apply(LN, jn.Affine(), STATE, X), TypeError, "LayerNorm has none: pass None"),
     "no state": (apply(BN, PARAMS, None, IMAGES, train=False), ValueError, "state is None, but evaluation needs"),
     "state of other size": (
@@ -59,8 +60,8 @@ CASES = {
     "one scale per example": (
         lambda: jn.instance_norm(IMAGES, jnp.ones((8, 64))),
         ValueError,
-        "scale has shape (8, 64) and x has shape (8, 5, 5, 64). scale is a scalar, has shape (64,) (axis 3 of x), or has "
-        "4 dimensions that broadcast to x. For one scale per example: scale.reshape(8, 1, 1, 64)",
+        "scale has shape (8, 64) and x has shape (8, 5, 5, 64). scale is a scalar, has shape (64,) (axis 3 of x), or "
+        "has 4 dimensions that broadcast to x. For one scale per example: scale.reshape(8, 1, 1, 64)",
     ),
     "scale enlarges": (lambda: jn.layer_norm(X[:1], jnp.ones((8, 1, 32))), ValueError, "scale has shape (8, 1, 32)"),
     "complex scale": (lambda: jn.layer_norm(X, 1j), TypeError, "y would lose its imaginary part"),
@@ -97,7 +98,7 @@ CASES = {
     ),
     "where enlarges": (lambda: jn.layer_norm(X[:1], where=X > 0), ValueError, "where has shape (8, 64, 32)"),
     "negative weights": (lambda: jn.layer_norm(X, where=-X), ValueError, "where holds -1.0. Weights are 0 or more"),
-    "complex weights": (lambda: jn.layer_norm(X, where=X * 1j), TypeError, "where has dtype complex64"),
+    "complex weights": (lambda: jn.layer_norm(X, where=X.astype(complex)), TypeError, "where has dtype complex64"),
     "sizes of a layer": (
         lambda: jn.LayerNorm(axis=(1, 2, 3)).init(64),
         ValueError,
@@ -144,7 +145,7 @@ def test_errors_come_when_tracing(name):
 
 
 def test_traced_bad_numbers_give_no_nan():
-    """What can't be known when tracing does no harm: a negative weight excludes, a negative variance divides nothing."""
+    """What is not known when tracing does no harm: a negative weight excludes, a negative ε divides nothing."""
     y = jax.jit(lambda w: jn.layer_norm(X, where=w))(-X)
     assert np.isfinite(y).all()
     assert np.isfinite(jax.jit(lambda e: jn.layer_norm(X, epsilon=e))(-1.0)).all()

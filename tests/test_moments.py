@@ -1,5 +1,7 @@
 """Moments are a commutative monoid, and merging is the same as never having cut."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +22,7 @@ def pieces(bounds):
     """Moments of the rows between bounds; some may be empty."""
     rows = np.arange(len(DATA))[:, None]
     take = jax.jit(lambda lo, hi: jn.moments(DATA, 0, where=(lo <= rows) & (rows < hi)))
-    return [take(lo, hi) for lo, hi in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [take(lo, hi) for lo, hi in itertools.pairwise(bounds)]
 
 
 def close(a, b):
@@ -99,6 +101,17 @@ def test_dtypes():
     merged = jn.merge(identity, found)
     assert merged.mean.dtype == jnp.complex64
     np.testing.assert_allclose(merged.mean, found.mean, rtol=1e-6)
+
+
+def test_weights_of_any_dtype_are_summed_widely():
+    assert jn.moments(np.ones((1001, 1), np.float32), where=jnp.ones((1001, 1), jnp.bfloat16)).count == 1001
+    heavy = jn.moments(np.arange(3, dtype=np.float32), where=np.full(3, 10**9, np.int32))
+    np.testing.assert_allclose(heavy, (3e9, 1.0, 2e9), rtol=1e-6)
+
+
+def test_parts_without_data_do_not_matter_whatever_they_hold():
+    merged = jn.merge(jn.Moments(2.0, 3.0, 4.0), jn.Moments(0.0, np.nan, np.nan))
+    np.testing.assert_allclose(merged, (2.0, 3.0, 4.0))
 
 
 def test_derivatives():

@@ -114,8 +114,13 @@ def test_one_element_per_statistic(case):
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 3, 4), (2, 0, 3, 4), (2, 3, 3, 0), (0, 0, 0, 0)])
-@pytest.mark.parametrize("spec", [jn.BatchNorm(), jn.InstanceNorm(), jn.LayerNorm(), jn.RMSNorm(), jn.Identity()])
+@pytest.mark.parametrize(
+    "spec",
+    [jn.BatchNorm(), jn.InstanceNorm(), jn.LayerNorm(), jn.RMSNorm(), jn.GroupNorm(groups=1), jn.Identity()],
+    ids=lambda s: type(s).__name__,
+)
 def test_no_data(spec, shape):
+    """An axis of size 0: nothing to normalize, nothing to learn."""
     params, state = spec.init(shape[-1])
     y, new = spec.apply(params, state, jnp.ones(shape), train=True)
     assert y.shape == shape

@@ -116,4 +116,4 @@ def test_identity_is_the_affine_map():
     params, state = jn.Identity().init(4)
     np.testing.assert_array_equal(jn.Identity().apply(params, state, x, train=True)[0], x)
     y, _ = jn.Identity(channel_axis=1).apply(jn.Affine(jnp.arange(3.0), jnp.ones(3)), None, x, train=False)
-    np.testing.assert_allclose(y, x * np.arange(3.0).reshape(3, 1, 1) + 1, rtol=1e-6)
+    np.testing.assert_allclose(y, x * np.arange(3.0, dtype=np.float32).reshape(1, 3, 1, 1) + 1, rtol=1e-6)
