@@ -39,7 +39,7 @@ class Spec(Protocol):
         ...
 
 
-def _leaf(default: ArrayLike | None) -> Any:
+def _leaf(*, default: ArrayLike | None) -> Any:
     """A number that is part of the pytree; every other field is structure."""
     return dataclasses.field(default=default, metadata={"leaf": True})
 
@@ -183,8 +183,8 @@ class BatchNorm(_Norm):
     """
 
     channel_axis: int = -1
-    momentum: ArrayLike | None = _leaf(0.99)
-    epsilon: ArrayLike = _leaf(1e-5)
+    momentum: ArrayLike | None = _leaf(default=0.99)
+    epsilon: ArrayLike = _leaf(default=1e-5)
     ddof: int = 0
     axis_name: Names | None = None
 
@@ -223,7 +223,7 @@ class InstanceNorm(_Norm):
 
     channel_axis: int = -1
     batch_axis: Axes | None = 0
-    epsilon: ArrayLike = _leaf(1e-5)
+    epsilon: ArrayLike = _leaf(default=1e-5)
     axis_name: Names | None = None
 
 
@@ -245,7 +245,7 @@ class LayerNorm(_Norm):
     _verb = _functional.layer_norm
 
     axis: Axes = -1
-    epsilon: ArrayLike = _leaf(1e-5)
+    epsilon: ArrayLike = _leaf(default=1e-5)
     axis_name: Names | None = None
 
 
@@ -269,7 +269,7 @@ class RMSNorm(_Norm):
 
     use_bias: bool = False
     axis: Axes = -1
-    epsilon: ArrayLike = _leaf(1e-5)
+    epsilon: ArrayLike = _leaf(default=1e-5)
     axis_name: Names | None = None
 
 
@@ -294,7 +294,7 @@ class GroupNorm(_Norm):
     groups: int
     channel_axis: int = -1
     batch_axis: Axes | None = 0
-    epsilon: ArrayLike = _leaf(1e-5)
+    epsilon: ArrayLike = _leaf(default=1e-5)
     axis_name: Names | None = None
 
     def init(self, features: Axes, dtype: DTypeLike | None = None) -> tuple[Affine, None]:

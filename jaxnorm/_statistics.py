@@ -9,7 +9,7 @@ within a few standard deviations of the mean is as good as the mean itself.
 import math
 from collections.abc import Hashable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -147,7 +147,7 @@ def _weigh(v, where):
     return v if where is None or where.dtype == jnp.bool_ else v * where.astype(v.dtype)
 
 
-def _about(over, x, where, pivot):
+def _about(over, x, where, pivot) -> tuple[Any, Any, Any]:
     """count, δ and var of `x` about a pivot, from one look at it and one collective."""
     d = _among(deviation(x, pivot, None), where)
     terms = [d, dot(d, d)] if over.centered else [dot(d, d)]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxnorm.demo.experiment import Result
-from jaxnorm.demo.options import Options
+from jaxnorm.demo.options import Options, label
 
 TARGET = 0.90
 TRAINS = 0.80
@@ -28,16 +28,16 @@ class Score(NamedTuple):
         """Whether a difference exceeds its spread."""
         return abs(self.mean) > self.std
 
-    def __str__(self) -> str:
-        return f"{100 * self.mean:.1f} ± {100 * self.std:.1f}"
+    def __format__(self, sign: str) -> str:
+        return f"{100 * self.mean:{sign}.1f} ± {100 * self.std:.1f}"
 
 
 Scores = Mapping[tuple[str, int], Score]
 
 
-def score(result: Result, rate: int | None = None) -> Score:
-    """Test accuracy at one learning rate, by index; None is the chosen one."""
-    accuracies = result.test[:, result.chosen if rate is None else rate]
+def score(result: Result) -> Score:
+    """Test accuracy at the chosen learning rate."""
+    accuracies = result.test[:, result.chosen]
     return Score(float(accuracies.mean()), float(accuracies.std(ddof=1)) if len(accuracies) > 1 else 0.0)
 
 
@@ -69,7 +69,12 @@ def conclusion(results: Sequence[Result]) -> str:
             clauses.append(_cost(scores, sizes))
     if len(norms) > 1:
         clauses.append(_leaders(scores, norms, sizes))
-    sentence = "; ".join(clauses) or f"{norms[0]} alone reaches {max(scores.values())}% and has nothing to compare with"
+    sentence = (
+        "; ".join(clauses)
+        or f"{label(norms[0])} alone reaches {max(scores.values())} % and has nothing to be compared with"
+    )
+    if len(results[0].test) == 1:
+        sentence = f"judging by a single seed, which leaves chance unknown, {sentence}"
     return sentence[0].upper() + sentence[1:] + "."
 
 
@@ -79,20 +84,21 @@ def _duel(scores: Scores, sizes: Sequence[int]) -> str:
     def verdict(size):
         gap = scores["batch", size].minus(scores["instance", size])
         if not gap.clear:
-            return "the two are within the spread"
-        return "batch norm beats instance norm" if gap.mean > 0 else "instance norm beats batch norm"
+            return "batch norm and instance norm are within the spread of each other {sizes}"
+        return f"{'batch norm beats instance norm' if gap.mean > 0 else 'instance norm beats batch norm'} {{sizes}}"
 
     return _by_size(sizes, verdict)
 
 
 def _cost(scores: Scores, sizes: Sequence[int]) -> str:
-    """What the step from the largest batch to the smallest takes from either."""
-    losses = {norm: scores[norm, sizes[-1]].minus(scores[norm, sizes[0]]) for norm in ("batch", "instance")}
-    gap = losses["batch"].minus(losses["instance"])
-    excess = f"{100 * abs(gap.mean):.1f} points {'more' if gap.mean > 0 else 'less'}"
+    """What the step from the largest batch to the smallest does to either."""
+    batch, instance = (scores[norm, sizes[0]].minus(scores[norm, sizes[-1]]) for norm in ("batch", "instance"))
+    gap = batch.minus(instance)
+    more = f"so {'batch' if gap.mean < 0 else 'instance'} norm leans on the large batch more"
+    verdict = more if gap.clear else "no sign that either leans on the large batch more"
     return (
-        f"from batch size {sizes[-1]} to {sizes[0]} batch norm loses {losses['batch']} points and instance norm "
-        f"{losses['instance']}: {excess}, {'beyond' if gap.clear else 'within'} the spread of {100 * gap.std:.1f}"
+        f"from batch size {sizes[-1]} to {sizes[0]} the accuracy of batch norm changes by {batch:+} points and that of "
+        f"instance norm by {instance:+}, {verdict}"
     )
 
 
@@ -102,16 +108,24 @@ def _leaders(scores: Scores, norms: Sequence[str], sizes: Sequence[int]) -> str:
     def verdict(size):
         best = max(norms, key=lambda norm: scores[norm, size].mean)
         rivals = [n for n in norms if n != best and not scores[best, size].minus(scores[n, size]).clear]
-        return f"{best}, with {' and '.join(rivals)} within the spread," if rivals else f"{best}, clearly,"
+        lead = f"with {_listed([label(norm) for norm in rivals])} within the spread" if rivals else "clearly ahead"
+        return f"{label(best)} {{sizes}} ({lead})"
 
-    return "the highest mean accuracy has " + _by_size(sizes, verdict).replace(", at", " at").rstrip(",")
+    return "the highest mean is that of " + _by_size(sizes, verdict)
 
 
 def _by_size(sizes: Sequence[int], verdict: Callable[[int], str]) -> str:
-    """Neighbouring batch sizes of equal verdict, told together."""
+    """The verdicts, those on neighbouring batch sizes told together where they are equal."""
     groups = [(text, [str(size) for size in group]) for text, group in groupby(sizes, verdict)]
-    return ", ".join(f"{text} at batch size {' and '.join(_shorten(group))}" for text, group in groups)
+    if len(groups) == 1 < len(sizes):
+        return groups[0][0].format(sizes="at every batch size")
+    return ", ".join(text.format(sizes=f"at batch size {_listed(group)}") for text, group in groups)
 
 
-def _shorten(sizes: Sequence[str]) -> Sequence[str]:
-    return sizes if len(sizes) < 3 else [f"{sizes[0]} to {sizes[-1]}"]
+def _listed(items: Sequence[str]) -> str:
+    """The items in words.
+
+    >>> _listed(["2", "4", "8"])
+    '2, 4 and 8'
+    """
+    return " and ".join(filter(None, (", ".join(items[:-1]), items[-1])))

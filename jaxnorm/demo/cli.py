@@ -1,5 +1,6 @@
 """The command line. What takes long to import waits until the arguments are known to be good."""
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn
 
-from jaxnorm.demo.options import FULL, NORMS, QUICK, Options, writable_folder
+from jaxnorm.demo.options import FULL, QUICK, Options, writable_folder
 
 Item = TypeVar("Item", str, int, float)
 
@@ -28,8 +29,9 @@ def _help(what: str, name: str) -> str:
 @app.command()
 def main(
     norms: Annotated[
-        str, typer.Option(metavar="NAMES", help=f"Norms to compare, separated by commas, of {_listed(tuple(NORMS))}.")
-    ] = _listed(FULL.norms),
+        str | None,
+        typer.Option(metavar="NAMES", help=_help("Norms, with commas between.", "norms"), show_default=False),
+    ] = None,
     batch_sizes: Annotated[
         str | None, typer.Option(metavar="SIZES", help=_help("Batch sizes.", "batch_sizes"), show_default=False)
     ] = None,
@@ -49,27 +51,28 @@ def main(
     Trains small CNNs on scikit-learn's handwritten digits with each norm at each batch size, all seeds and learning
     rates at once under vmap. Prints tables and a conclusion, and saves a figure and the numbers.
     """
-    preset = QUICK if quick else FULL
     try:
-        options = Options(
-            norms=_parse("norms", norms, str),
-            batch_sizes=preset.batch_sizes if batch_sizes is None else _parse("batch-sizes", batch_sizes, int),
-            learning_rates=(
-                preset.learning_rates if learning_rates is None else _parse("learning-rates", learning_rates, float)
-            ),
-            seeds=preset.seeds if seeds is None else seeds,
-            steps=preset.steps if steps is None else steps,
-        )
+        given = {
+            "norms": _parse("norms", norms, str),
+            "batch_sizes": _parse("batch-sizes", batch_sizes, int),
+            "learning_rates": _parse("learning-rates", learning_rates, float),
+            "seeds": seeds,
+            "steps": steps,
+        }
+        chosen = {name: value for name, value in given.items() if value is not None}
+        options = dataclasses.replace(QUICK if quick else FULL, **chosen)
         folder = writable_folder(out)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     _run(options, folder)
 
 
-def _parse(name: str, text: str, kind: Callable[[str], Item]) -> tuple[Item, ...]:
-    """The items of a list with commas, each once."""
+def _parse(name: str, text: str | None, kind: Callable[[str], Item]) -> tuple[Item, ...] | None:
+    """The items of a list with commas; None for no list."""
+    if text is None:
+        return None
     try:
-        return tuple(dict.fromkeys(kind(item.strip()) for item in text.split(",") if item.strip()))
+        return tuple(kind(item.strip()) for item in text.split(",") if item.strip())
     except ValueError:
         raise ValueError(f"--{name}: {text!r} is not a list of numbers with commas between") from None
 

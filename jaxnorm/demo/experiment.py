@@ -1,14 +1,15 @@
 """The experiment: each norm at each batch size, trained, validated and tested."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise, product
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float
 
+import jaxnorm as jn
 from jaxnorm.demo import training
 from jaxnorm.demo.data import Digits, Splits, batch_order
 from jaxnorm.demo.options import NORMS, VALIDATION_IMAGES, Options
@@ -16,6 +17,8 @@ from jaxnorm.demo.options import NORMS, VALIDATION_IMAGES, Options
 _CHECKED_IMAGES = 16
 _TOLERANCE = 1e-3
 
+Images = Float[np.ndarray, "n 8 8 1"]
+Logits = Float[np.ndarray, "seeds rates n 10"]
 Advance = Callable[[str, int], None]
 
 
@@ -47,14 +50,9 @@ class Result:
 
 def run(options: Options, splits: Splits, advance: Advance) -> list[Result]:
     """All results, norm by norm; `advance` hears what is trained, and how much more of `work` has been done."""
-    # XLA compiles a program on one core: the next ones compile while this one runs.
-    compiler = ThreadPoolExecutor(max_workers=2)
-    try:
-        cells = [_Cell(options, splits, norm, size) for norm, size in product(options.norms, options.batch_sizes)]
-        prepared = [compiler.submit(cell.prepare) for cell in cells]
-        return [cell.result(runs.result(), advance) for cell, runs in zip(cells, prepared, strict=True)]
-    finally:
-        compiler.shutdown(cancel_futures=True)
+    # Accelerators may round the products of a batch and of a single image differently, unless told not to.
+    with jax.default_matmul_precision("float32"):
+        return [_result(options, splits, *cell, advance) for cell in product(options.norms, options.batch_sizes)]
 
 
 def work(options: Options) -> int:
@@ -68,75 +66,50 @@ def _work(steps: int, batch_size: int) -> int:
     return 3 * steps * batch_size + VALIDATION_IMAGES
 
 
-@dataclass(frozen=True)
-class _Cell:
-    """One norm at one batch size, still to be run."""
-
-    options: Options
-    splits: Splits
-    norm: str
-    batch_size: int
-
-    def prepare(self) -> training.Run:
-        """Fresh runs. Training them for no steps compiles the program."""
-        runs = training.start(NORMS[self.norm], self.options.seeds, self._rates, self.options.steps)
-        return self._train(runs, self._order(), 0, 0)
-
-    def result(self, runs: training.Run, advance: Advance) -> Result:
-        """Trains, validates along the way, tests, and checks that the networks can be deployed."""
-        order, validation = self._order(), []
-        for start, stop in pairwise((0, *self.options.evaluated_at)):
-            runs = self._train(runs, order, start, stop)
-            validation.append(_accuracy(self._predict(runs, self.splits.validation.images), self.splits.validation))
-            advance(f"{self.norm}, batch size {self.batch_size}", _work(stop - start, self.batch_size))
-        logits = self._predict(runs, self.splits.test.images)
-        test, dependence = _accuracy(logits, self.splits.test), self._batch_dependence(runs, logits)
-        return Result(self.norm, self.batch_size, np.stack(validation), test, dependence)
-
-    @property
-    def _rates(self) -> Float[np.ndarray, "rates"]:
-        return np.asarray(self.options.learning_rates, np.float32)
-
-    def _order(self) -> Int[Array, "seeds steps batch"]:
-        return jnp.asarray(batch_order(self.options, self.batch_size))
-
-    def _train(self, runs: training.Run, order: Int[Array, "..."], start: int, stop: int) -> training.Run:
-        spec, span = NORMS[self.norm], jnp.array([start, stop])
-        return training.train(spec, runs, self._rates, order, span, self.splits.train, self.options.steps)
-
-    def _predict(
-        self, runs: training.Run, images: Float[np.ndarray, "n 8 8 1"]
-    ) -> Float[np.ndarray, "seeds rates n 10"]:
-        return np.asarray(training.predict(NORMS[self.norm], runs, images))
-
-    def _batch_dependence(self, runs: training.Run, logits: Float[np.ndarray, "seeds rates n 10"]) -> float:
-        """Predicts some test images one at a time, and compares with the logits of them all."""
-        images = self.splits.test.images[:_CHECKED_IMAGES]
-        alone = np.concatenate([self._predict(runs, image[None]) for image in images], axis=2)
-        difference = relative_difference(alone, logits[:, :, :_CHECKED_IMAGES])
-        if not difference <= _TOLERANCE:
-            raise BatchDependenceError(
-                f"{self.norm} norm, trained at batch size {self.batch_size}: the logits of an image alone and of the "
-                f"same image in a batch differ by {difference:.1e} of the largest logit, more than {_TOLERANCE:.0e}"
-            )
-        return difference
+def _result(options: Options, splits: Splits, norm: str, batch_size: int, advance: Advance) -> Result:
+    """Trains, validates along the way, tests, and checks that the networks can be deployed."""
+    spec, rates = NORMS[norm], jnp.array(options.learning_rates)
+    order, validation = jnp.asarray(batch_order(options, batch_size)), []
+    runs = training.start(spec, options.seeds, rates, options.steps)
+    for start, stop in pairwise((0, *options.evaluated_at)):
+        runs = training.train(spec, runs, rates, order, jnp.array([start, stop]), splits.train, options.steps)
+        validation.append(_accuracy(_logits(spec, runs, splits.validation.images), splits.validation))
+        advance(f"{norm}, batch size {batch_size}", _work(stop - start, batch_size))
+    logits = _logits(spec, runs, splits.test.images)
+    difference = _batch_dependence(spec, runs, splits.test.images, logits)
+    if not difference <= _TOLERANCE:
+        raise BatchDependenceError(
+            f"{norm} norm, trained at batch size {batch_size}: the logits of an image alone and of the same image in a "
+            f"batch differ by {difference:.1e} of the largest logit, more than {_TOLERANCE:.0e}"
+        )
+    return Result(norm, batch_size, np.stack(validation), _accuracy(logits, splits.test), difference)
 
 
-def _accuracy(logits: Float[np.ndarray, "seeds rates n 10"], digits: Digits) -> Float[np.ndarray, "seeds rates"]:
+def _logits(spec: jn.Spec, runs: training.Run, images: Images) -> Logits:
+    return np.asarray(training.predict(spec, runs, images))
+
+
+def _accuracy(logits: Logits, digits: Digits) -> Float[np.ndarray, "seeds rates"]:
     # The argmax of NaN is 0: a run that has diverged is at chance.
     return (logits.argmax(-1) == digits.labels).mean(-1)
 
 
-def relative_difference(alone: Float[np.ndarray, "*runs n 10"], together: Float[np.ndarray, "*runs n 10"]) -> float:
+def _batch_dependence(spec: jn.Spec, runs: training.Run, images: Images, together: Logits) -> float:
+    """Predicts some images one at a time, and compares with the logits of them all in one batch."""
+    alone = [_logits(spec, runs, image[None]) for image in images[:_CHECKED_IMAGES]]
+    return relative_difference(np.concatenate(alone, axis=2), together[:, :, :_CHECKED_IMAGES])
+
+
+def relative_difference(alone: Logits, together: Logits) -> float:
     """The largest difference in any run, relative to the largest logit of that run.
 
     What a run that has diverged predicts is not a number, and is left out.
 
-    >>> relative_difference(np.array([[2.0, 3.0]]), np.array([[2.0, 4.0]]))
+    >>> together = np.array([2.0, 4.0, np.nan, np.nan]).reshape(2, 1, 1, 2)
+    >>> relative_difference(together - 1, together)
     0.25
     """
-    finite = np.isfinite(together)
-    over_images = (-2, -1)
-    largest = np.max(np.abs(together), over_images, where=finite, initial=0)
-    difference = np.max(np.abs(alone - together), over_images, where=finite, initial=0)
-    return float(np.max(difference / np.maximum(largest, 1e-30)))
+    finite, of_a_run = np.isfinite(together), (-2, -1)
+    difference = np.subtract(alone, together, where=finite, out=np.zeros_like(together))
+    largest = np.abs(together).max(of_a_run, where=finite, initial=0)
+    return float((np.abs(difference).max(of_a_run) / np.where(largest > 0, largest, 1)).max())

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import jaxnorm as jn
@@ -24,9 +24,20 @@ VALIDATION_IMAGES = 400
 EVALUATE_EVERY = 10
 
 
+def label(norm: str) -> str:
+    """The norm in words."""
+    return "no norm" if norm == "none" else f"{norm} norm"
+
+
+def _ascending(values: Iterable[float]) -> list[float]:
+    return sorted(set(values))
+
+
 @dataclasses.dataclass(frozen=True)
 class Options:
     """An experiment: every norm at every batch size, each with every seed and learning rate.
+
+    Lists are put in order, without repetitions.
 
     Raises:
         ValueError: an option names an unknown norm, or is out of range.
@@ -44,10 +55,8 @@ class Options:
     steps: int = 200
 
     def __post_init__(self):
-        # In order, for the lines of the figure.
-        for name in ("batch_sizes", "learning_rates"):
-            object.__setattr__(self, name, tuple(sorted(getattr(self, name))))
-        for name in ("norms", "batch_sizes", "learning_rates"):
+        for name, unique in (("norms", dict.fromkeys), ("batch_sizes", _ascending), ("learning_rates", _ascending)):
+            object.__setattr__(self, name, tuple(unique(getattr(self, name))))
             if not getattr(self, name):
                 raise ValueError(f"--{name.replace('_', '-')}: the list is empty")
         for norm in self.norms:
@@ -81,7 +90,9 @@ class Options:
 
 
 FULL = Options()
-QUICK = Options(batch_sizes=(2, 64), learning_rates=(0.02, 0.08, 0.3), seeds=2, steps=60)
+QUICK = Options(
+    norms=("none", "batch", "instance"), batch_sizes=(2, 32), learning_rates=(0.02, 0.08, 0.3), seeds=3, steps=100
+)
 
 
 def writable_folder(path: Path) -> Path:

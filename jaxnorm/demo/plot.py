@@ -6,13 +6,13 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from jaxnorm.demo import analysis
 from jaxnorm.demo.experiment import Result
-from jaxnorm.demo.options import Options
+from jaxnorm.demo.options import Options, label
 
 # The palette of Okabe & Ito, told apart by colour-blind readers; the markers serve print in grey.
 _STYLES = {
@@ -44,35 +44,35 @@ def save(path: Path, options: Options, results: Sequence[Result]) -> None:
         _against_batch_size(first, options, results)
         for axes, size in zip(others, extremes, strict=True):
             _against_rate(axes, options, [result for result in results if result.batch_size == size])
-            axes.set_title(f"at batch size {size}", loc="left")
+            axes.set_title(f"batch size {size}, all learning rates", loc="left")
         handles, labels = first.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+        title = f"mean and range over {options.seeds} seeds"
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), title=title)
         figure.savefig(path, dpi=200)
 
 
 def _against_batch_size(axes: Axes, options: Options, results: Sequence[Result]) -> None:
     for norm in options.norms:
-        scores = [analysis.score(result) for result in results if result.norm == norm]
-        _line(axes, norm, options.batch_sizes, scores)
+        accuracies = [result.test[:, result.chosen] for result in results if result.norm == norm]
+        _line(axes, norm, options.batch_sizes, np.stack(accuracies, axis=1))
     _log_axis(axes, options.batch_sizes)
     axes.set(xlabel="batch size", ylabel="test accuracy (%)")
-    axes.set_title("at the learning rate that validates best", loc="left")
+    axes.set_title("learning rate that validates best", loc="left")
 
 
 def _against_rate(axes: Axes, options: Options, results: Sequence[Result]) -> None:
     for result in results:
-        scores = [analysis.score(result, rate) for rate in range(len(options.learning_rates))]
-        _line(axes, result.norm, options.learning_rates, scores)
+        _line(axes, result.norm, options.learning_rates, result.test)
     _log_axis(axes, options.learning_rates)
     axes.set(xlabel="learning rate", ylabel="test accuracy (%)", ylim=(0, 102))
 
 
-def _line(axes: Axes, norm: str, x: Sequence[float], scores: Sequence[analysis.Score]) -> None:
+def _line(axes: Axes, norm: str, x: Sequence[float], accuracies: Float[np.ndarray, "seeds points"]) -> None:
     color, marker = _STYLES[norm]
-    mean, std = 100 * np.transpose(scores)
-    label = "no norm" if norm == "none" else f"{norm} norm"
-    axes.plot(x, mean, color=color, marker=marker, markersize=5, linewidth=1.6, label=label)
-    axes.fill_between(x, mean - std, mean + std, color=color, alpha=0.15, linewidth=0)
+    percent = 100 * accuracies
+    axes.plot(x, percent.mean(0), color=color, marker=marker, markersize=5, linewidth=1.6, label=label(norm))
+    # Not the standard deviation: where some seeds diverge, it would reach beyond what an accuracy can be.
+    axes.fill_between(x, percent.min(0), percent.max(0), color=color, alpha=0.15, linewidth=0)
 
 
 def _log_axis(axes: Axes, ticks: Sequence[float]) -> None:

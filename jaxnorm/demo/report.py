@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from jaxnorm.demo import analysis
 from jaxnorm.demo.data import Splits
 from jaxnorm.demo.experiment import Result
-from jaxnorm.demo.options import Options
+from jaxnorm.demo.options import NORMS, Options, label
 
 _PACKAGES = ("jaxnorm", "jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
 
@@ -36,35 +37,39 @@ def introduce(console: Console, options: Options, splits: Splits) -> None:
 def show(console: Console, options: Options, results: Sequence[Result]) -> None:
     """Prints the tables, the check of deployment and the conclusion."""
     reached, trains = f"{analysis.TARGET:.0%}", f"{analysis.TRAINS:.0%}"
-    rows = [
-        ("Test accuracy in %", "mean ± standard deviation over seeds", lambda r: str(analysis.score(r))),
-        ("Learning rate", "the one that validates best, used above", lambda r: f"{options.learning_rates[r.chosen]:g}"),
-        (
-            f"Steps to {reached}",
-            "validation accuracy, median over seeds",
-            lambda r: _number(_finite(analysis.steps_to_target(r, options)), f"> {options.steps}"),
+    tables: dict[str, Callable[[Result], str]] = {
+        "Test accuracy in %, mean ± standard deviation over seeds, at the learning rate that validates best": (
+            lambda result: f"{analysis.score(result)}"
         ),
-        (
-            "Largest learning rate that trains",
-            f"mean test accuracy of {trains} or more",
-            lambda r: _number(analysis.largest_rate(r, options), "none"),
+        "That learning rate": lambda result: f"{options.learning_rates[result.chosen]:g}",
+        f"Steps until {reached} validation accuracy at that learning rate, median over seeds": (
+            lambda result: _number(_finite(analysis.steps_to_target(result, options)), f"> {options.steps}")
         ),
-    ]
-    for title, caption, cell in rows:
-        console.print(_table(title, caption, options, results, cell))
+        f"The largest learning rate that still trains: mean test accuracy of {trains} or more": (
+            lambda result: _number(analysis.largest_rate(result, options), "none")
+        ),
+    }
+    for title, cell in tables.items():
+        console.print(f"\n[bold]{title}[/bold]", highlight=False)
+        console.print(_table(options, results, cell))
     difference = max(result.batch_dependence for result in results)
     console.print(
-        f"Deployment: images predicted one at a time and in a batch give the same logits, to {difference:.0e} of the "
-        f"largest, for every norm and batch size.\n"
+        f"\nIn deployment: images predicted one at a time get the logits that they get in a batch, to within "
+        f"{difference:.0e} of the largest logit, for every norm and batch size.",
+        highlight=False,
     )
-    console.print(f"[bold]Conclusion.[/bold] {analysis.conclusion(results)}", highlight=False)
-    console.print(_spread(options), style="dim")
+    console.print(f"\n[bold]Conclusion.[/bold] {analysis.conclusion(results)}", highlight=False)
+    console.print(
+        "Differences count if they exceed their spread: the root of the sum of both variances over the seeds.",
+        style="dim",
+    )
 
 
 def save(path: Path, options: Options, results: Sequence[Result], seconds: float) -> None:
     """Writes the options, all accuracies, what was made of them, and the versions."""
     content = {
         "options": dataclasses.asdict(options),
+        "norms": {name: repr(NORMS[name]) for name in options.norms},
         "evaluated_at": options.evaluated_at,
         "results": [_entry(options, result) for result in results],
         "conclusion": analysis.conclusion(results),
@@ -72,7 +77,7 @@ def save(path: Path, options: Options, results: Sequence[Result], seconds: float
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         "device": jax.devices()[0].device_kind,
     }
-    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    path.write_text(json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _entry(options: Options, result: Result) -> dict[str, Any]:
@@ -90,27 +95,19 @@ def _entry(options: Options, result: Result) -> dict[str, Any]:
     }
 
 
-def _table(
-    title: str, caption: str, options: Options, results: Sequence[Result], cell: Callable[[Result], str]
-) -> Table:
+def _table(options: Options, results: Sequence[Result], cell: Callable[[Result], str]) -> Table:
     """Norms down, batch sizes across."""
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
-    table.add_column("norm")
-    for size in options.batch_sizes:
-        table.add_column(f"batch {size}", justify="right")
+    table = Table(
+        Column("batch size", no_wrap=True),
+        *(Column(str(size), justify="right") for size in options.batch_sizes),
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+    )
     cells = {(result.norm, result.batch_size): cell(result) for result in results}
     for norm in options.norms:
-        table.add_row(norm, *(cells[norm, size] for size in options.batch_sizes))
+        table.add_row(label(norm), *(cells[norm, size] for size in options.batch_sizes))
     return table
-
-
-def _spread(options: Options) -> str:
-    if options.seeds == 1:
-        return "One seed has no spread: every difference above may be chance."
-    return (
-        f"A difference counts as clear if it exceeds its spread: the root of the summed variances over the "
-        f"{options.seeds} seeds."
-    )
 
 
 def _finite(value: float) -> float | None:
