@@ -115,8 +115,7 @@ class Over(NamedTuple):
         """Each sum over all devices: one collective for all of them."""
         if not self.names:
             return sums
-        dtype = jnp.complex64 if any(map(jnp.iscomplexobj, sums)) else sums[0].dtype
-        dtype = jnp.promote_types(dtype, sums[-1].dtype)
+        dtype = next((v.dtype for v in sums if jnp.iscomplexobj(v)), sums[0].dtype)
         packed = lax.psum(jnp.stack([v.astype(dtype) for v in sums]), self.names)
         return [p if jnp.iscomplexobj(v) else p.real for p, v in zip(packed, sums, strict=True)]
 

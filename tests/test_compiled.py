@@ -107,6 +107,15 @@ def test_features_and_positions_may_be_sharded(name):
     np.testing.assert_allclose(jnp.concatenate(ys, axis), want, rtol=1e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize("masked", [True, False])
+def test_complex_shards(masked):
+    x = jax.random.normal(jax.random.key(0), (4, 8, 3), jnp.complex64) + (2 - 1j)
+    where = jax.random.uniform(jax.random.key(1), (4, 8, 1)) > 0.3 if masked else None
+    got = jax.vmap(lambda x, w: jn.moments(x, 0, where=w, axis_name="shard"), axis_name="shard")(x, where)
+    want = jn.moments(x, (0, 1), where=where)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b, rtol=1e-5), got, want)
+
+
 def test_one_collective_forward_and_one_in_the_conditional():
     spec = jn.BatchNorm(axis_name="batch")
     params, state = spec.init(4)
