@@ -1,5 +1,6 @@
 """What is kept for the backward pass, how often data are reduced, and one collective each way: exact figures."""
 
+import dataclasses
 import re
 
 import jax
@@ -46,10 +47,9 @@ def test_two_reductions_of_data_each_way(name):
         return sum(f in full for f in found)
 
     _, pull = jax.vjp(lambda x, p: spec.apply(p, state, x, train=True)[0], x, params)
-    rows = isinstance(spec, jn.LayerNorm | jn.RMSNorm)
     # Per row Σ g and Σ x̂ g (RMS: the latter alone), per feature dbias and dscale; otherwise one pair is both.
     expected = {"layer": 4, "rms": 2}.get(name, 2)
-    assert reductions(pull, x) <= expected, rows
+    assert reductions(pull, x) <= expected
 
 
 def mesh(n=4):
@@ -96,8 +96,6 @@ def test_shards_equal_the_global_batch(check_vma, masked):
 def test_features_and_positions_may_be_sharded(name):
     """Under vmap with a name, the statistics are those of all shards together."""
     spec, _, _ = KEPT[name]
-    import dataclasses
-
     x = jax.random.normal(jax.random.key(0), (2, 8, 4, 64)) + 2
     axis = 3 if name in ("layer", "rms") else 1
     shards = jnp.stack(jnp.split(x, 4, axis))

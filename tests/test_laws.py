@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracle
 import pytest
 from cases import norms
 from hypothesis import given
@@ -105,8 +106,6 @@ def test_scale_and_shift_of_the_input_leave_the_output(case, factor, offset):
 )
 def test_any_shape_and_axis(shape, groups, data):
     """Group norm by its definition, for any layout: one label per statistic."""
-    import oracle
-
     channel = data.draw(st.integers(1, len(shape) - 1)) - data.draw(st.sampled_from([0, len(shape)]))
     shape = tuple(n * groups if a == channel % len(shape) else n for a, n in enumerate(shape))
     x = np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
