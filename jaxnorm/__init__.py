@@ -9,18 +9,18 @@ from jaxnorm._specs import BatchNorm, GroupNorm, Identity, InstanceNorm, LayerNo
 from jaxnorm._trees import Affine, RunningStats
 
 if _TYPE_CHECKING:
-    from jaxnorm import linen
+    from jaxnorm import linen, nnx
 
 __version__ = "0.1.0"
 __all__ = [
     "Affine", "BatchNorm", "GroupNorm", "Identity", "InstanceNorm", "LayerNorm", "Moments", "RMSNorm", "RunningStats",
-    "Spec", "batch_norm", "group_norm", "instance_norm", "layer_norm", "linen", "merge", "moments", "rms_norm",
+    "Spec", "batch_norm", "group_norm", "instance_norm", "layer_norm", "linen", "merge", "moments", "nnx", "rms_norm",
 ]  # fmt: skip
 
 
 def __getattr__(name):
     # The adapters import Flax, which takes longer than all else here: at first use (PEP 562).
-    if name == "linen":
+    if name in ("linen", "nnx"):
         return _import_module(f"jaxnorm.{name}")
     raise AttributeError(f"module 'jaxnorm' has no attribute {name!r}")
 

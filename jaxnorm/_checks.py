@@ -130,13 +130,19 @@ def number(value, x, who, name, most=math.inf):
 
 
 def train(value, who):
+    """A flag that is True or False."""
+    flag(value, who, "train")
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{who}: train={value!r} is not True or False.")
+    return bool(value)
+
+
+def flag(value, who, name):
     """A flag that is known when tracing, since it chooses the program."""
     if isinstance(value, Tracer):
         raise TypeError(
-            f"{who}: train is traced, but it chooses the program: use jax.jit(..., static_argnames='train')."
+            f"{who}: {name} is traced, but it chooses the program: use jax.jit(..., static_argnames='{name}')."
         )
-    if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"{who}: train={value!r} is not True or False.")
     return bool(value)
 
 
@@ -163,8 +169,8 @@ def divides(groups, channels, who):
         raise ValueError(f"{who}: groups={groups} does not divide {channels} channels. These do: {near}.")
 
 
-def running(state, x, channel, train, who):
-    """Running statistics of the channels of `x`, or none at all."""
+def running(state, x, axes, train, who):
+    """Running statistics of the channels of `x`, which lie along `axes`, or none at all."""
     if state is None:
         if not train:
             raise ValueError(f"{who}: state is None, but evaluation needs running statistics: those that init makes.")
@@ -173,10 +179,11 @@ def running(state, x, channel, train, who):
         hint = " Make it one: RunningStats(mean, var, count)." if isinstance(state, dict) else ""
         raise TypeError(f"{who}: state is a {type(state).__name__}, not RunningStats.{hint}")
     for name, value in (("mean", state.mean), ("var", state.var)):
-        if jnp.shape(value) != (x.shape[channel],):
+        channels = tuple(x.shape[a] for a in axes)
+        if jnp.shape(value) != channels:
             raise ValueError(
-                f"{who}: state.{name} has shape {jnp.shape(value)}, but axis {channel} of x, of shape {x.shape}, "
-                f"holds {x.shape[channel]} channels."
+                f"{who}: state.{name} has shape {jnp.shape(value)}, but axis {', '.join(map(str, axes))} of x, of "
+                f"shape {x.shape}, holds {' by '.join(map(str, channels))} channels."
             )
     if jnp.iscomplexobj(state.mean) != jnp.iscomplexobj(x):
         raise TypeError(

@@ -3,13 +3,12 @@
 from collections.abc import Hashable, Sequence
 
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, ArrayLike, Inexact
 
 from jaxnorm import _checks
-from jaxnorm._running import mean_and_var, update
+from jaxnorm._normalize import arguments, normalize, normalize_tracking
 from jaxnorm._standardize import standardize
-from jaxnorm._statistics import Over, real_dtype, statistics
+from jaxnorm._statistics import Over, real_dtype
 from jaxnorm._trees import RunningStats
 
 Axes = int | Sequence[int]
@@ -61,7 +60,7 @@ def instance_norm(
     x = _checks.data(x, "instance_norm")
     channel, positions = _per_example(x, channel_axis, batch_axis, "instance_norm")
     over = Over(positions, _checks.names(axis_name, "instance_norm"))
-    return _normalize(x, over, (channel,), scale, bias, epsilon, where, "instance_norm")
+    return normalize(x, over, (channel,), scale, bias, epsilon=epsilon, where=where, who="instance_norm")
 
 
 def layer_norm(
@@ -104,7 +103,7 @@ def layer_norm(
     x = _checks.data(x, "layer_norm")
     axes = _checks.axes(axis, x.ndim, "layer_norm: axis")
     over = Over(axes, _checks.names(axis_name, "layer_norm"))
-    return _normalize(x, over, axes, scale, bias, epsilon, where, "layer_norm")
+    return normalize(x, over, axes, scale, bias, epsilon=epsilon, where=where, who="layer_norm")
 
 
 def rms_norm(
@@ -146,7 +145,7 @@ def rms_norm(
     x = _checks.data(x, "rms_norm")
     axes = _checks.axes(axis, x.ndim, "rms_norm: axis")
     over = Over(axes, _checks.names(axis_name, "rms_norm"), centered=False)
-    return _normalize(x, over, axes, scale, bias, epsilon, where, "rms_norm")
+    return normalize(x, over, axes, scale, bias, epsilon=epsilon, where=where, who="rms_norm")
 
 
 def group_norm(
@@ -194,7 +193,7 @@ def group_norm(
     channel, positions = _per_example(x, channel_axis, batch_axis, "group_norm")
     _checks.divides(groups, x.shape[channel], "group_norm")
     over = Over(positions, _checks.names(axis_name, "group_norm"), groups, channel)
-    return _normalize(x, over, (channel,), scale, bias, epsilon, where, "group_norm")
+    return normalize(x, over, (channel,), scale, bias, epsilon=epsilon, where=where, who="group_norm")
 
 
 def batch_norm(
@@ -255,25 +254,20 @@ def batch_norm(
     train = _checks.train(train, "batch_norm")
     x = _checks.data(x, "batch_norm")
     channel = _checks.axis(channel_axis, x.ndim, "batch_norm: channel_axis")
-    _checks.running(state, x, channel, train, "batch_norm")
-    momentum = None if momentum is None else _checks.number(momentum, x, "batch_norm", "momentum", most=1)
-    where, *rest = _arguments(x, (channel,), scale, bias, epsilon, where, "batch_norm")
-    mean, var = (None, None) if state is None else mean_and_var(state, x, channel)
-    if not train:
-        return standardize(x, where, mean, None, var, *rest), state
-    over = Over(tuple(a for a in range(x.ndim) if a != channel), _checks.names(axis_name, "batch_norm"))
-    # The running mean is a good pivot for the batch, and the same one on every device.
-    found = statistics(over, x, where, None if mean is None else lax.stop_gradient(mean))
-    new = None if state is None else update(state, found, momentum, ddof)
-    return standardize(x, where, found.pivot, found.delta, found.var, *rest), new
+    names = _checks.names(axis_name, "batch_norm") if train else ()
+    over = Over(tuple(a for a in range(x.ndim) if a != channel), names)
+    return normalize_tracking(
+        x, state, over, (channel,), scale, bias,
+        train=train, momentum=momentum, ddof=ddof, epsilon=epsilon, where=where, who="batch_norm",
+    )  # fmt: skip
 
 
 def affine(x, scale, bias, *, channel_axis, where):
     """No normalization: y = γ x + β."""
     x = _checks.data(x, "Identity")
     channel = _checks.axis(channel_axis, x.ndim, "Identity: channel_axis")
-    _, *rest = _arguments(x, (channel,), scale, bias, 0.0, where, "Identity")
-    return standardize(x, None, None, None, jnp.ones((1,) * x.ndim, real_dtype(x)), *rest)
+    _, *rest = arguments(x, (channel,), scale, bias, 0.0, where, "Identity")
+    return standardize(x.dtype, x, None, None, None, jnp.ones((1,) * x.ndim, real_dtype(x)), *rest)
 
 
 def _per_example(x, channel_axis, batch_axis, who):
@@ -283,20 +277,3 @@ def _per_example(x, channel_axis, batch_axis, who):
     if channel in batch:
         raise ValueError(f"{who}: channel_axis={channel_axis} is among batch_axis={batch_axis}: x has shape {x.shape}.")
     return channel, tuple(a for a in range(x.ndim) if a != channel and a not in batch)
-
-
-def _arguments(x, axes, scale, bias, epsilon, where, who):
-    """What all norms take, checked and in the dimensions of `x`; scale and bias lie along `axes`."""
-    return (
-        _checks.where(where, x, who),
-        _checks.affine(scale, x, axes, who, "scale"),
-        _checks.affine(bias, x, axes, who, "bias"),
-        _checks.number(epsilon, x, who, "epsilon"),
-    )
-
-
-def _normalize(x, over, axes, scale, bias, epsilon, where, who):
-    """A norm without state: moments, standardize, affine."""
-    where, *rest = _arguments(x, axes, scale, bias, epsilon, where, who)
-    found = statistics(over, x, where)
-    return standardize(x, where, found.pivot, found.delta, found.var, *rest)

@@ -7,9 +7,9 @@ from jaxnorm._statistics import real_dtype, wide_dtype
 from jaxnorm._trees import RunningStats
 
 
-def mean_and_var(state, x, channel):
+def mean_and_var(state, x, axes):
     """Running statistics in the place of those of `x`: in its dimensions and its dtype of arithmetic."""
-    shape = tuple(n if a == channel else 1 for a, n in enumerate(x.shape))
+    shape = tuple(n if a in axes else 1 for a, n in enumerate(x.shape))
     mean, var = jnp.asarray(state.mean).reshape(shape), jnp.asarray(state.var).reshape(shape)
     return mean.astype(wide_dtype(x)), var.astype(real_dtype(x))
 

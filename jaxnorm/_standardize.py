@@ -19,13 +19,14 @@ def _finite(d, where):
     return d if where is None else jnp.where(included(where) | jnp.isfinite(d), d, 0)
 
 
-@jax.custom_jvp
-@partial(jax.jit, inline=True)
-def standardize(x, where, pivot, delta, var, scale, bias, epsilon):
-    """y = (x − μ) · scale / √(var + ε) + bias, with μ = pivot + delta, in the dtype of `x`.
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+@partial(jax.jit, static_argnums=0, inline=True)
+def standardize(dtype, x, where, pivot, delta, var, scale, bias, epsilon):
+    """y = (x − μ) · scale / √(var + ε) + bias, with μ = pivot + delta, in the given dtype.
 
-    All but epsilon (a scalar) broadcast to `x`; where, pivot, delta, scale and bias may be None. With a delta, the
-    pivot is taken for a constant, as `statistics` makes it. Padding that is not finite gives the bias.
+    That is no wider than the dtype of arithmetic on `x`. All but epsilon (a scalar) broadcast to `x`; where, pivot,
+    delta, scale and bias may be None. With a delta, the pivot is taken for a constant, as `statistics` makes it.
+    Padding that is not finite gives the bias.
     """
     a = spread(_rsqrt(var + epsilon), x).astype(wide_dtype(x))
     a = a if scale is None else a * scale.astype(a.dtype)
@@ -33,13 +34,13 @@ def standardize(x, where, pivot, delta, var, scale, bias, epsilon):
     y = y if bias is None else y + bias.astype(a.dtype)
     if where is not None and not jnp.iscomplexobj(y):
         # Padding may hold the largest float: y stays finite there.
-        most = jnp.finfo(x.dtype).max.astype(y.dtype)
+        most = jnp.finfo(dtype).max.astype(y.dtype)
         y = jnp.where(included(where), y, jnp.clip(y, -most, most))
-    return y.astype(x.dtype)
+    return y.astype(dtype)
 
 
 @partial(standardize.defjvp, symbolic_zeros=True)
-def _standardize_jvp(primals, tangents):
+def _standardize_jvp(dtype, primals, tangents):
     """With r = 1/√(var + ε), a = scale · r and d = x − μ:
 
     dr = −½ r³ (dvar + dε)        dy = a dx + (dbias − a dμ) + d (r dscale + scale dr)
@@ -63,6 +64,6 @@ def _standardize_jvp(primals, tangents):
         shift = plus(dbias, times(-r * s, dmean))
         slope = plus(times(r, dscale), times(s, dr))
         dy = plus(times(r * s, dx), shift, times(d, slope))
-        return jnp.broadcast_to(dy, x.shape).astype(x.dtype)
+        return jnp.broadcast_to(dy, x.shape).astype(dtype)
 
-    return standardize(*primals), linear(x, where, pivot, delta, var, scale, epsilon, changes)
+    return standardize(dtype, *primals), linear(x, where, pivot, delta, var, scale, epsilon, changes)

@@ -70,13 +70,17 @@ def inverse(n):
 
 
 class Over(NamedTuple):
-    """What shares a statistic: positions along `axes`, then blocks of `channel`, then devices along `names`."""
+    """What shares a statistic: positions along `axes`, then blocks of `channel`, then devices along `names`.
+
+    `teams` are lists of devices, by their index along a single name: each device shares with its own team alone.
+    """
 
     axes: tuple[int, ...]
     names: tuple[Hashable, ...] = ()
     groups: int | None = None
     channel: int = 0
     centered: bool = True
+    teams: tuple[tuple[int, ...], ...] | None = None
 
     def shape(self, x):
         """The shape of a statistic of `x`: 1 along what shares it, the number of groups along their channels."""
@@ -98,8 +102,8 @@ class Over(NamedTuple):
 
     def size(self, x):
         """How many elements share a statistic, on all devices."""
-        n = math.prod(x.shape[a] for a in self.axes) * lax.psum(1, self.names)
-        return n * x.shape[self.channel] // self.groups if self.groups else n
+        n = math.prod(x.shape[a] for a in self.axes)
+        return self._devices() * (n * x.shape[self.channel] // self.groups if self.groups else n)
 
     def weight(self, x, where):
         """The weight on this device of everything that shares a statistic."""
@@ -116,8 +120,15 @@ class Over(NamedTuple):
         if not self.names:
             return sums
         dtype = next((v.dtype for v in sums if jnp.iscomplexobj(v)), sums[0].dtype)
-        packed = lax.psum(jnp.stack([v.astype(dtype) for v in sums]), self.names)
+        stack = jnp.stack([v.astype(dtype) for v in sums])
+        packed = lax.psum(stack, self.names, axis_index_groups=self.teams)
         return [p if jnp.iscomplexobj(v) else p.real for p, v in zip(packed, sums, strict=True)]
+
+    def _devices(self):
+        if self.teams is None:
+            return lax.psum(1, self.names)
+        sizes = {device: len(team) for team in self.teams for device in team}
+        return jnp.array([sizes[device] for device in sorted(sizes)])[lax.axis_index(self.names)]
 
     def _pool(self, v):
         # Channels were summed before groups of them are: this array is tiny, and x itself is never reshaped.

@@ -1,0 +1,40 @@
+"""Moments, standardize, affine: what all norms do, with statistics of the data or with running ones."""
+
+from jax import lax
+
+from jaxnorm import _checks
+from jaxnorm._running import mean_and_var, update
+from jaxnorm._standardize import standardize
+from jaxnorm._statistics import statistics
+
+
+def arguments(x, axes, scale, bias, epsilon, where, who):
+    """What all norms take, checked and in the dimensions of `x`; scale and bias lie along `axes`."""
+    return (
+        _checks.where(where, x, who),
+        _checks.affine(scale, x, axes, who, "scale"),
+        _checks.affine(bias, x, axes, who, "bias"),
+        _checks.number(epsilon, x, who, "epsilon"),
+    )
+
+
+def normalize(x, over, axes, scale, bias, *, epsilon, where, who, dtype=None):
+    """A norm without state. `dtype` is that of y, if it is not that of `x`."""
+    where, *rest = arguments(x, axes, scale, bias, epsilon, where, who)
+    found = statistics(over, x, where)
+    return standardize(dtype or x.dtype, x, where, found.pivot, found.delta, found.var, *rest)
+
+
+def normalize_tracking(x, state, over, axes, scale, bias, *, train, momentum, ddof, epsilon, where, who, dtype=None):
+    """A norm with running statistics along `axes`, and its new state."""
+    dtype = dtype or x.dtype
+    _checks.running(state, x, axes, train, who)
+    momentum = None if momentum is None else _checks.number(momentum, x, who, "momentum", most=1)
+    where, *rest = arguments(x, axes, scale, bias, epsilon, where, who)
+    mean, var = (None, None) if state is None else mean_and_var(state, x, axes)
+    if not train:
+        return standardize(dtype, x, where, mean, None, var, *rest), state
+    # The running mean is a good pivot for the batch, and the same one on every device.
+    found = statistics(over, x, where, None if mean is None else lax.stop_gradient(mean))
+    new = None if state is None else update(state, found, momentum, ddof)
+    return standardize(dtype, x, where, found.pivot, found.delta, found.var, *rest), new
