@@ -131,19 +131,27 @@ def number(value, x, who, name, most=math.inf):
 
 def train(value, who):
     """A flag that is True or False."""
-    flag(value, who, "train")
-    if not isinstance(value, bool | np.bool_):
+    if not isinstance(value, bool | np.bool_ | Tracer):
         raise TypeError(f"{who}: train={value!r} is not True or False.")
-    return bool(value)
+    return flag(value, who, "train")
 
 
 def flag(value, who, name):
     """A flag that is known when tracing, since it chooses the program."""
+    if value is None:
+        raise ValueError(f"{who}: {name} is given nowhere. Give it to the constructor or to the call: True or False.")
     if isinstance(value, Tracer):
         raise TypeError(
             f"{who}: {name} is traced, but it chooses the program: use jax.jit(..., static_argnames='{name}')."
         )
     return bool(value)
+
+
+def key(rngs, who):
+    """A random key for an initializer."""
+    if rngs is None:
+        raise ValueError(f"{who}: initializers need a random key. Give rngs=nnx.Rngs(0).")
+    return rngs.params()
 
 
 def parts(found, kind, axis):

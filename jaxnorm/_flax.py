@@ -47,17 +47,20 @@ def instance_norm(norm, x, alone):
 def group_norm(norm, x, alone):
     """The same for group norm."""
     channel, channels = x.ndim - 1, x.shape[-1]
-    axes = range(1, x.ndim) if norm.reduction_axes is None else _axes(norm, "reduction_axes", x)
+    axes = (*range(1, channel), channel) if norm.reduction_axes is None else _axes(norm, "reduction_axes", x)
     if channel not in axes:
         raise ValueError(
             f"{_name(norm)}: reduction_axes={norm.reduction_axes} lacks axis {channel} of x, the last, which holds the "
             f"channels. Add it."
         )
-    groups = channels // norm.group_size if norm.num_groups is None else norm.num_groups
+    groups = norm.num_groups
+    if groups is None and norm.group_size:
+        groups = channels // norm.group_size
     _checks.divides(groups, channels, _name(norm))
     if norm.group_size is not None and groups * norm.group_size != channels:
         raise ValueError(
-            f"{_name(norm)}: x has {channels} channels, which are not {groups} groups of {norm.group_size}."
+            f"{_name(norm)}: x has {channels} channels, which are not num_groups={groups} groups of "
+            f"group_size={norm.group_size}. Give one of them, and None for the other."
         )
     over = _over(norm, [a for a in axes if a != channel], alone)
     return over._replace(groups=groups, channel=channel), (channel,)
@@ -106,7 +109,7 @@ def _over(norm, axes, alone):
 def _dtypes(norm, x, affine):
     """`x` in a dtype whose arithmetic is as wide as y, and the dtype of y, by Flax's rules."""
     dtype = jax.dtypes.canonicalize_dtype(canonicalize_dtype(x, *affine, dtype=norm.dtype))
-    x = x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.float32)
+    x = jnp.asarray(x, None if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.float32)
     wider = wide_dtype(jnp.zeros((), dtype)).itemsize > wide_dtype(x).itemsize
     return x.astype(dtype) if wider else x, dtype
 

@@ -1,5 +1,7 @@
 """Moments, standardize, affine: what all norms do, with statistics of the data or with running ones."""
 
+from typing import Any
+
 from jax import lax
 
 from jaxnorm import _checks
@@ -25,7 +27,9 @@ def normalize(x, over, axes, scale, bias, *, epsilon, where, who, dtype=None):
     return standardize(dtype or x.dtype, x, where, found.pivot, found.delta, found.var, *rest)
 
 
-def normalize_tracking(x, state, over, axes, scale, bias, *, train, momentum, ddof, epsilon, where, who, dtype=None):
+def normalize_tracking(
+    x, state, over, axes, scale, bias, *, train, momentum, ddof, epsilon, where, who, dtype=None
+) -> tuple[Any, Any]:
     """A norm with running statistics along `axes`, and its new state."""
     dtype = dtype or x.dtype
     _checks.running(state, x, axes, train, who)

@@ -38,3 +38,8 @@ class RunningStats(NamedTuple):
     mean: Inexact[Array, " channels"]
     var: Float[Array, " channels"]
     count: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
+
+
+def fields(tree):
+    """The fields of what a norm learns or keeps, by name; none of None."""
+    return {} if tree is None else tree._asdict()
