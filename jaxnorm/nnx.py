@@ -85,13 +85,14 @@ class BatchNorm(nnx.BatchNorm):
 
     def __call__(self, x, use_running_average=None, *, mask=None):
         frozen = _frozen(self, use_running_average)
-        mean, var = self.mean[...], self.var[...]
-        # What is averaged over many batches is not rounded.
-        x, _, _, *affine = self.promote_dtype((x, mean, var, *_read(self, ("scale", "bias"))), dtype=self.dtype)
+        values = _read(self, ("mean", "var", "scale", "bias"))
+        # What was averaged over many batches is not rounded.
+        x, _, _, *affine = self.promote_dtype((x, *values), dtype=self.dtype)
         over, features = _flax.batch_norm(self, x, frozen)
-        y, mean, var = _flax.tracked(self, x, over, features, affine, mask, mean, var, train=not frozen)
+        y, mean, var = _flax.tracked(self, x, over, features, affine, mask, *values[:2], train=not frozen)
         if not frozen:
-            self.mean[...], self.var[...] = mean, var
+            self.mean.set_value(mean)  # of complex data, it makes the variable complex
+            self.var.set_value(var)
         return y
 
 

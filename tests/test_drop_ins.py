@@ -1,0 +1,163 @@
+"""Drop-ins for the norms of flax.linen and flax.nnx: the same in everything that Flax gets right."""
+
+import inspect
+from dataclasses import dataclass, field
+from typing import Any
+
+import flax.linen
+import flax.nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jaxnorm as jn
+
+KEY = jax.random.key(0)
+NAMES = ["BatchNorm", "LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm"]
+IMAGES = (4, 5, 3, 8)
+uniform = jax.nn.initializers.uniform()
+
+
+@dataclass(frozen=True)
+class Row:
+    """A norm, its arguments in Flax, and data for it."""
+
+    norm: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    shape: tuple[int, ...] = IMAGES
+    dtype: Any = jnp.float32
+    mask: tuple[int, ...] | None = None
+    features: int = 8
+    only: str = ""
+
+    def data(self):
+        x = 3 * jax.random.normal(KEY, self.shape, jnp.complex64 if self.dtype == jnp.complex64 else jnp.float32) + 1
+        mask = None if self.mask is None else np.random.default_rng(0).random(self.mask) < 0.7
+        return x.astype(self.dtype), mask
+
+    def __str__(self):
+        told = [f"{k}={getattr(v, '__name__', v)}" for k, v in self.arguments.items()]
+        return " ".join([self.norm, *told, str(jnp.dtype(self.dtype)), *(["masked"] if self.mask else [])])
+
+
+ROWS = [
+    Row("BatchNorm"),
+    Row("BatchNorm", {"axis": 1}, features=5),
+    Row("BatchNorm", {"axis": (1, -1)}, only="linen"),
+    Row("BatchNorm", {"momentum": 0.5, "epsilon": 0.1}, shape=(6, 8)),
+    Row("BatchNorm", {"use_bias": False, "scale_init": uniform}),
+    Row("BatchNorm", {"use_scale": False, "bias_init": uniform, "use_fast_variance": False}),
+    Row("BatchNorm", {"dtype": jnp.bfloat16}),
+    Row("BatchNorm", {"param_dtype": jnp.float16, "dtype": jnp.float32}),
+    Row(
+        "BatchNorm", {"param_dtype": jnp.float16, "dtype": jnp.float32, "force_float32_reductions": False}, only="linen"
+    ),
+    Row("BatchNorm", dtype=jnp.bfloat16),
+    Row("BatchNorm", {"dtype": jnp.float16}, dtype=jnp.float16),
+    Row("BatchNorm", dtype=jnp.int32),
+    Row("BatchNorm", {"dtype": jnp.complex64}, dtype=jnp.complex64, only="linen"),
+    Row("BatchNorm", mask=(4, 5, 3, 1)),
+    Row("BatchNorm", mask=(3, 1)),
+    Row("BatchNorm", {"promote_dtype": lambda args, **_: args}, dtype=jnp.float16, only="nnx"),
+    Row("LayerNorm"),
+    Row("LayerNorm", {"reduction_axes": (1, 2), "feature_axes": -1, "scale_init": uniform}),
+    Row("LayerNorm", {"reduction_axes": (1, 2, -1, 3), "feature_axes": (2, 3), "bias_init": uniform}, features=24),
+    Row("LayerNorm", {"reduction_axes": 0, "feature_axes": 1}, features=5),
+    Row("LayerNorm", {"use_scale": False, "use_bias": False, "epsilon": 1.0}, dtype=jnp.float16),
+    Row("LayerNorm", {"dtype": jnp.bfloat16}),
+    Row("LayerNorm", dtype=jnp.bfloat16),
+    Row("LayerNorm", dtype=jnp.int8),
+    Row("LayerNorm", mask=IMAGES),
+    Row("RMSNorm"),
+    Row("RMSNorm", {"reduction_axes": (1, 3), "feature_axes": (1, 3), "scale_init": uniform}, features=40),
+    Row("RMSNorm", {"dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16}, dtype=jnp.bfloat16),
+    Row("RMSNorm", {"use_scale": False}, dtype=jnp.complex64),
+    Row("RMSNorm", mask=(8,)),
+    Row("GroupNorm", {"num_groups": 4, "scale_init": uniform}),
+    Row("GroupNorm", {"num_groups": None, "group_size": 4}),
+    Row("GroupNorm", {"num_groups": 2, "reduction_axes": (-3, -2, -1)}),
+    Row("GroupNorm", {"num_groups": 2, "reduction_axes": (1, 3), "dtype": jnp.bfloat16}, only="linen"),
+    Row("GroupNorm", {"num_groups": 2}, shape=(6, 8), dtype=jnp.bfloat16),
+    Row("GroupNorm", {"num_groups": 2}, mask=IMAGES),
+    Row("InstanceNorm", {"scale_init": uniform}),
+    Row("InstanceNorm", {"feature_axes": 1}, features=5),
+    Row("InstanceNorm", {"feature_axes": (1, -1), "bias_init": uniform, "use_fast_variance": False}, features=40),
+    Row("InstanceNorm", {"dtype": jnp.bfloat16}, dtype=jnp.bfloat16),
+    Row("InstanceNorm", {"use_bias": False}, mask=(4, 5, 3, 1)),
+]
+
+
+def run_linen(library, row):
+    """Variables, the output, variables after training, the output in evaluation, and gradients."""
+    training, evaluation = ({"use_running_average": e} if row.norm == "BatchNorm" else {} for e in (False, True))
+    module, (x, mask) = getattr(library, row.norm)(**row.arguments), row.data()
+    before = module.init(KEY, x, **training)
+
+    def loss(params, x):
+        y, updates = module.apply(before | {"params": params}, x, mask=mask, mutable=["batch_stats"], **training)
+        return distance(y), (y, updates)
+
+    grads, (y, updates) = gradients(loss, before.get("params", {}), x)
+    return before, y, updates, module.apply(before | updates, x, **evaluation), grads
+
+
+def run_nnx(library, row):
+    """The same."""
+    module, (x, mask) = getattr(library, row.norm)(row.features, **row.arguments, rngs=nnx.Rngs(0)), row.data()
+    before = nnx.to_pure_dict(nnx.state(module))
+    graph, params, rest = nnx.split(module, nnx.Param, ...)
+
+    def loss(params, x):
+        module = nnx.merge(graph, params, rest, copy=True)
+        y = module(x, mask=mask)
+        return distance(y), (y, nnx.state(module, nnx.BatchStat))
+
+    grads, (y, updates) = gradients(loss, params, x)
+    nnx.update(module, updates)
+    module.eval()
+    return before, y, nnx.to_pure_dict(updates), module(x), nnx.to_pure_dict(grads[0]), grads[1:]
+
+
+def distance(y):
+    """From what a norm cannot give: the sum of squares alone hardly depends on x."""
+    y = y if jnp.iscomplexobj(y) else y.astype(jnp.float32)
+    return jnp.sum(jnp.abs(y - jnp.linspace(0, 1, y.size).reshape(y.shape).astype(y.dtype)) ** 2)
+
+
+def gradients(loss, params, x):
+    wrt = (0, 1) if jnp.issubdtype(x.dtype, jnp.inexact) else (0,)
+    return jax.jit(jax.grad(loss, wrt, has_aux=True))(params, x)
+
+
+def close(got, want):
+    assert (got.shape, got.dtype) == (want.shape, want.dtype)
+    tolerance = 8 * max(float(jnp.finfo(got.dtype).eps), 1e-5)
+    size = np.abs(np.asarray(want, complex)).max(initial=1)
+    np.testing.assert_allclose(np.asarray(got, complex), np.asarray(want, complex), rtol=0, atol=tolerance * size)
+
+
+RUNS = {"linen": (run_linen, flax.linen, jn.linen), "nnx": (run_nnx, flax.nnx, jn.nnx)}
+modules = pytest.mark.parametrize("module", RUNS)
+
+
+@pytest.mark.parametrize(("module", "row"), [(m, r) for m in RUNS for r in ROWS if r.only in ("", m)], ids=str)
+def test_the_same_as_flax(module, row):
+    run, theirs, ours = RUNS[module]
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        want = run(theirs, row)
+    # Flax's rule for the dtype of y is promotion, which has no answer for mixed dtypes in strict mode.
+    with jax.numpy_dtype_promotion("strict" if row.dtype == jnp.float32 else "standard"):
+        got = run(ours, row)
+    jax.tree.map(close, got, want)
+
+
+@modules
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_class_but_for_its_call(module, name):
+    theirs, ours = (getattr(library, name) for library in RUNS[module][1:])
+    assert issubclass(ours, theirs)
+    assert inspect.signature(ours) == inspect.signature(theirs)
+    calls = [inspect.signature(c.__call__).parameters.values() for c in (ours, theirs)]
+    assert [(p.name, p.kind, p.default) for p in calls[0]] == [(p.name, p.kind, p.default) for p in calls[1]]
