@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
+from flax.errors import TraceContextError
 from flax.linen.dtypes import canonicalize_dtype
 
 from jaxnorm import _checks
@@ -85,6 +86,19 @@ def tracked(norm, x, over, features, affine, mask, mean, var, train):
     state = RunningStats(mean, var, jnp.zeros((), jnp.int32))
     y, (mean, var, _) = normalize_tracking(x, state, over, features, train=train, **options)
     return y, mean, var
+
+
+def write(variable, value):
+    """Sets a variable of nnx. Complex data makes it complex."""
+    try:
+        variable.set_value(value)
+    except TraceContextError as error:
+        error.add_note(
+            "Running statistics can't be updated from inside a transform that closes over the module. Pass the module "
+            "as an argument, and name the axis that shares its statistics: nnx.vmap(lambda model, x: model(x), "
+            "in_axes=(None, 0), axis_name='batch')(model, x), with axis_name='batch' in the norm, too."
+        )
+        raise
 
 
 def _name(norm):

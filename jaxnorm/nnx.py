@@ -58,7 +58,7 @@ class Norm(nnx.Module):
         params, state = (None if k is type(None) else k(*_read(self, k._fields)) for k in self._kinds)
         y, state = self.spec.apply(params, state, x, train=train, where=where)
         for name, value in fields(state if train else None).items():
-            getattr(self, name)[...] = value
+            _flax.write(getattr(self, name), value)
         return y
 
     def set_view(self, use_running_average: bool | None = None):
@@ -91,8 +91,8 @@ class BatchNorm(nnx.BatchNorm):
         over, features = _flax.batch_norm(self, x, frozen)
         y, mean, var = _flax.tracked(self, x, over, features, affine, mask, *values[:2], train=not frozen)
         if not frozen:
-            self.mean.set_value(mean)  # of complex data, it makes the variable complex
-            self.var.set_value(var)
+            _flax.write(self.mean, mean)
+            _flax.write(self.var, var)
         return y
 
 
