@@ -1,0 +1,119 @@
+"""Any spec as a Flax nnx module."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import norms
+from flax import nnx
+
+import jaxnorm as jn
+
+X = jax.random.normal(jax.random.key(0), (8, 3)) + 2
+
+
+@norms
+def test_the_module_is_the_spec(case):
+    module = jn.nnx.Norm(case.spec, case.spec.features(case.shape))
+    params, state = case.spec.init(case.spec.features(case.shape))
+    assert nnx.to_pure_dict(nnx.state(module, nnx.Param)).keys() == {
+        k for k, v in params._asdict().items() if v is not None
+    }
+    for x in (case.data(seed=1), case.data(seed=2)):
+        y = module(x)
+        want, state = case.spec.apply(params, state, x, train=True)
+        np.testing.assert_array_equal(y, want)
+    stats = nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
+    jax.tree.map(np.testing.assert_array_equal, stats, state._asdict() if state else {})
+    module.eval()
+    np.testing.assert_array_equal(module(x), case.spec.apply(params, state, x, train=False)[0])
+    jax.tree.map(np.testing.assert_array_equal, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat)), stats)
+
+
+def test_evaluation_by_attribute_by_argument_and_by_view():
+    norm = jn.nnx.Norm(jn.BatchNorm(), 3)
+    want = X / jnp.sqrt(1 + 1e-5)
+    np.testing.assert_allclose(norm(X, use_running_average=True), want, rtol=1e-6)
+    np.testing.assert_allclose(nnx.view(norm, use_running_average=True)(X), want, rtol=1e-6)
+    np.testing.assert_allclose(jn.nnx.Norm(jn.BatchNorm(), 3, use_running_average=True)(X), want, rtol=1e-6)
+    norm.eval()
+    np.testing.assert_allclose(norm(X), want, rtol=1e-6)
+    assert norm.count[...] == 0
+    assert np.abs(norm(X, use_running_average=False).mean(0)).max() < 1e-5
+    assert norm.count[...] == 1
+    norm.train()
+    norm(X)
+    assert norm.count[...] == 2
+    assert "use_running_average" in nnx.view_info(norm)
+    with pytest.raises(ValueError, match="given nowhere"):
+        jn.nnx.Norm(jn.BatchNorm(), 3, use_running_average=None)(X)
+
+
+def test_variables_of_flax_batch_norm_load():
+    theirs = nnx.BatchNorm(3, momentum=0.9, rngs=nnx.Rngs(0))
+    with jax.numpy_rank_promotion("allow"):
+        theirs(X)
+        ours = jn.nnx.Norm(jn.BatchNorm(momentum=0.9), 3)
+        nnx.update(ours, nnx.state(theirs))
+        np.testing.assert_allclose(ours(X), theirs(X), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(ours.var[...], theirs.var[...], rtol=1e-5)
+
+
+def test_initialisers_and_dtype():
+    norm = jn.nnx.Norm(
+        jn.LayerNorm(), 3, nnx.Rngs(0), param_dtype=jnp.bfloat16, scale_init=nnx.initializers.uniform(),
+        bias_init=nnx.with_partitioning(nnx.initializers.constant(3), ("model",)),
+    )  # fmt: skip
+    assert norm.scale.dtype == norm.bias.dtype == jnp.bfloat16
+    assert len(np.unique(np.asarray(norm.scale[...], np.float32))) > 1
+    np.testing.assert_array_equal(norm.bias[...].astype(jnp.float32), 3)
+    with pytest.raises(ValueError, match="rngs"):
+        jn.nnx.Norm(jn.LayerNorm(), 3, scale_init=nnx.initializers.uniform())
+
+
+def test_masks_reach_the_norm():
+    where = jnp.arange(8)[:, None] < 5
+    masked, cut = jn.nnx.Norm(jn.BatchNorm(), 3), jn.nnx.Norm(jn.BatchNorm(), 3)
+    np.testing.assert_allclose(masked(jnp.where(where, X, jnp.nan), where=where)[:5], cut(X[:5]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(masked.mean[...], cut.mean[...], rtol=1e-6)
+
+
+def test_norms_are_swapped_without_touching_the_model():
+    class Net(nnx.Module):
+        def __init__(self, spec, rngs):
+            self.first, self.last = nnx.Linear(3, 4, rngs=rngs), nnx.Linear(4, 1, rngs=rngs)
+            self.norm = jn.nnx.Norm(spec, 4)
+
+        def __call__(self, x):
+            return self.last(nnx.relu(self.norm(self.first(x))))
+
+    for spec in (jn.Identity(), jn.BatchNorm(), jn.LayerNorm(), jn.GroupNorm(groups=2), jn.RMSNorm()):
+        net = Net(spec, nnx.Rngs(0))
+        grads = nnx.jit(nnx.grad(lambda net: (net(X) ** 2).mean()))(net)
+        assert all(np.isfinite(v).all() for v in jax.tree.leaves(grads))
+        net.eval()
+        np.testing.assert_array_equal(net(X)[:1], net(X[:1]))
+
+
+def test_arrays_of_a_spec_are_state_and_numbers_are_not():
+    norm = jn.nnx.Norm(jn.BatchNorm(momentum=jnp.float32(0.9)), 3)
+    state = nnx.to_pure_dict(nnx.state(norm))
+    assert state["spec"].keys() == {"momentum"}
+    run = nnx.jit(lambda norm, x: norm(x))
+    run(norm, X)
+    nnx.update(norm, {"spec": {"momentum": jnp.float32(0.0)}})
+    run(norm, X)
+    np.testing.assert_allclose(norm.mean[...], X.mean(0), rtol=1e-5)
+
+
+def test_a_mutable_module_closed_over():
+    """The functional interface: a graph and a state in, a state out, mapped over data."""
+    graph, state = nnx.split(jn.nnx.Norm(jn.BatchNorm(momentum=0.0), 3))
+
+    def run(x):
+        norm = nnx.merge(graph, state, copy=True)
+        return norm(x), nnx.state(norm)
+
+    xs = jnp.stack([X, 2 * X])
+    _, states = jax.jit(jax.vmap(run))(xs)
+    np.testing.assert_allclose(states["mean"][...], xs.mean(1), rtol=1e-5)

@@ -1,0 +1,133 @@
+"""Networks trained for some steps with our norms and with Flax's, from the same variables: the same losses.
+
+With an offset of 1e4 in their input, ours are those without it, and Flax's are not.
+"""
+
+from functools import partial
+
+import flax.linen
+import flax.nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from networks import LinenResNet18, LinenTransformer, NNXResNet18, NNXTransformer
+
+import jaxnorm as jn
+
+STEPS = 6
+KEYS = jax.random.split(jax.random.key(0), 3)
+
+
+def exact(x):
+    """Multiples of 2⁻⁸, to which 1e4 can be added without rounding."""
+    return jnp.round(x * 256) / 256
+
+
+IMAGES = exact(jax.random.normal(KEYS[0], (STEPS, 32, 32, 32, 3)))
+LABELS = jax.random.randint(KEYS[1], (STEPS, 32), 0, 10)
+TOKENS = exact(jax.random.normal(KEYS[0], (STEPS, 8, 16, 64)))
+TARGETS = jax.random.normal(KEYS[2], (STEPS, 8, 16, 64))
+
+
+def cross_entropy(y, labels):
+    return optax.softmax_cross_entropy_with_integer_labels(y, labels).mean()
+
+
+def distance(y, targets):
+    """Between targets and what a norm would see of the residual stream: that carries the offset along."""
+    return ((y - y.mean(-1, keepdims=True) - targets) ** 2).mean()
+
+
+def linen_resnet(norm):
+    return LinenResNet18(partial(norm.BatchNorm, use_running_average=False, momentum=0.9), width=16)
+
+
+def nnx_resnet(norm):
+    return NNXResNet18(partial(norm.BatchNorm, momentum=0.9), width=16, rngs=nnx.Rngs(0))
+
+
+def linen_transformer(norm):
+    # flax.linen takes statistics before it rounds to bfloat16, flax.nnx after it.
+    return LinenTransformer(*(partial(n, dtype=jnp.bfloat16) for n in (norm.LayerNorm, norm.RMSNorm)))
+
+
+def nnx_transformer(norm):
+    return NNXTransformer(norm.LayerNorm, partial(norm.RMSNorm, dtype=jnp.bfloat16), 64, rngs=nnx.Rngs(0))
+
+
+def in_linen(network, loss_of, optimizer):
+    """Initial variables to what a step carries, and a step."""
+
+    @jax.jit
+    def step(carry, x, target):
+        variables, state = carry
+
+        def loss(params):
+            y, updates = network.apply(variables | {"params": params}, x, mutable=["batch_stats"])
+            return loss_of(y, target), updates
+
+        (value, updates), grads = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+        change, state = optimizer.update(grads, state)
+        return (variables | updates | {"params": optax.apply_updates(variables["params"], change)}, state), value
+
+    return lambda variables: (variables, optimizer.init(variables["params"])), step
+
+
+def in_nnx(network, loss_of, optimizer):
+    """The same."""
+
+    def start(state):
+        model = nnx.clone(network)
+        nnx.update(model, state)
+        return model, nnx.Optimizer(model, optimizer, wrt=nnx.Param)
+
+    @nnx.jit
+    def step(carry, x, target):
+        model, optimizer = carry
+        value, grads = nnx.value_and_grad(lambda model: loss_of(model(x), target))(model)
+        optimizer.update(model, grads)
+        return value
+
+    return start, lambda carry, *batch: (carry, step(carry, *batch))
+
+
+def init_linen(network, x):
+    return network.init(KEYS[0], x)
+
+
+def init_nnx(network, x):
+    return nnx.state(network)
+
+
+LINEN, NNX = (in_linen, init_linen, jn.linen, flax.linen), (in_nnx, init_nnx, jn.nnx, flax.nnx)
+IN_RESNET, IN_TRANSFORMER = (cross_entropy, IMAGES, LABELS, 0.001), (distance, TOKENS, TARGETS, 0.02)
+CASES = {
+    "linen ResNet-18": (linen_resnet, *LINEN, *IN_RESNET),
+    "nnx ResNet-18": (nnx_resnet, *NNX, *IN_RESNET),
+    "linen Transformer": (linen_transformer, *LINEN, *IN_TRANSFORMER),
+    "nnx Transformer": (nnx_transformer, *NNX, *IN_TRANSFORMER),
+}
+
+
+@pytest.mark.parametrize(
+    ("make", "library", "init", "ours", "theirs", "loss_of", "xs", "targets", "rate"), CASES.values(), ids=CASES
+)
+def test_training(make, library, init, ours, theirs, loss_of, xs, targets, rate):
+    losses = {}
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        variables = init(make(theirs), xs[0])
+        for norm in (ours, theirs):
+            start, step = library(make(norm), loss_of, optax.sgd(rate))
+            for offset in (0, 1e4):
+                carry, found = start(variables), []
+                for x, target in zip(xs + offset, targets, strict=True):
+                    carry, loss = step(carry, x, target)
+                    found.append(float(loss))
+                losses[norm, offset] = np.array(found)
+    assert len(set(losses[ours, 0])) == STEPS
+    np.testing.assert_allclose(losses[ours, 0], losses[theirs, 0], rtol=1e-4)
+    np.testing.assert_allclose(losses[ours, 1e4], losses[ours, 0], rtol=1e-3)
+    assert not np.allclose(losses[theirs, 1e4], losses[theirs, 0], rtol=1e-2)
