@@ -51,9 +51,7 @@ ROWS = [
     Row("BatchNorm", {"use_scale": False, "bias_init": uniform, "use_fast_variance": False}),
     Row("BatchNorm", {"dtype": jnp.bfloat16}),
     Row("BatchNorm", {"param_dtype": jnp.float16, "dtype": jnp.float32}),
-    Row(
-        "BatchNorm", {"param_dtype": jnp.float16, "dtype": jnp.float32, "force_float32_reductions": False}, only="linen"
-    ),
+    Row("BatchNorm", {"param_dtype": jnp.float16, "force_float32_reductions": False}, dtype=jnp.float16, only="linen"),
     Row("BatchNorm", dtype=jnp.bfloat16),
     Row("BatchNorm", {"dtype": jnp.float16}, dtype=jnp.float16),
     Row("BatchNorm", dtype=jnp.int32),
