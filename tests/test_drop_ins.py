@@ -131,7 +131,7 @@ def gradients(loss, params, x):
 
 def close(got, want):
     assert (got.shape, got.dtype) == (want.shape, want.dtype)
-    tolerance = 8 * max(float(jnp.finfo(got.dtype).eps), 1e-5)
+    tolerance = 16 * max(float(jnp.finfo(got.dtype).eps), 1e-5)
     size = np.abs(np.asarray(want, complex)).max(initial=1)
     np.testing.assert_allclose(np.asarray(got, complex), np.asarray(want, complex), rtol=0, atol=tolerance * size)
 
