@@ -91,31 +91,40 @@ def run_linen(library, row):
     """Variables, the output, variables after training, the output in evaluation, and gradients."""
     training, evaluation = ({"use_running_average": e} if row.norm == "BatchNorm" else {} for e in (False, True))
     module, (x, mask) = getattr(library, row.norm)(**row.arguments), row.data()
-    before = module.init(KEY, x, **training)
 
-    def loss(params, x):
-        y, updates = module.apply(before | {"params": params}, x, mask=mask, mutable=["batch_stats"], **training)
-        return distance(y), (y, updates)
+    def run(x):
+        before = module.init(KEY, x, **training)
 
-    grads, (y, updates) = gradients(loss, before.get("params", {}), x)
-    return before, y, updates, module.apply(before | updates, x, **evaluation), grads
+        def loss(params, x):
+            y, updates = module.apply(before | {"params": params}, x, mask=mask, mutable=["batch_stats"], **training)
+            return distance(y), (y, updates)
+
+        grads, (y, updates) = jax.grad(loss, inexact(x), has_aux=True)(before.get("params", {}), x)
+        return before, y, updates, module.apply(before | updates, x, **evaluation), grads
+
+    return jax.jit(run)(x)
 
 
 def run_nnx(library, row):
     """The same."""
-    module, (x, mask) = getattr(library, row.norm)(row.features, **row.arguments, rngs=nnx.Rngs(0)), row.data()
-    before = nnx.to_pure_dict(nnx.state(module))
-    graph, params, rest = nnx.split(module, nnx.Param, ...)
+    x, mask = row.data()
 
-    def loss(params, x):
-        module = nnx.merge(graph, params, rest, copy=True)
-        y = module(x, mask=mask)
-        return distance(y), (y, nnx.state(module, nnx.BatchStat))
+    def run(x):
+        module = getattr(library, row.norm)(row.features, **row.arguments, rngs=nnx.Rngs(0))
+        graph, params, rest = nnx.split(module, nnx.Param, ...)
+        before = nnx.to_pure_dict(nnx.state(module))
 
-    grads, (y, updates) = gradients(loss, params, x)
-    nnx.update(module, updates)
-    module.eval()
-    return before, y, nnx.to_pure_dict(updates), module(x), nnx.to_pure_dict(grads[0]), grads[1:]
+        def loss(params, x):
+            module = nnx.merge(graph, params, rest, copy=True)
+            y = module(x, mask=mask)
+            return distance(y), (y, nnx.state(module, nnx.BatchStat))
+
+        grads, (y, updates) = jax.grad(loss, inexact(x), has_aux=True)(params, x)
+        nnx.update(module, updates)
+        module.eval()
+        return before, y, nnx.to_pure_dict(updates), module(x), nnx.to_pure_dict(grads[0]), grads[1:]
+
+    return jax.jit(run)(x)
 
 
 def distance(y):
@@ -124,9 +133,9 @@ def distance(y):
     return jnp.sum(jnp.abs(y - jnp.linspace(0, 1, y.size).reshape(y.shape).astype(y.dtype)) ** 2)
 
 
-def gradients(loss, params, x):
-    wrt = (0, 1) if jnp.issubdtype(x.dtype, jnp.inexact) else (0,)
-    return jax.jit(jax.grad(loss, wrt, has_aux=True))(params, x)
+def inexact(x):
+    """What to differentiate by: the parameters, and x unless it holds integers."""
+    return (0, 1) if jnp.issubdtype(x.dtype, jnp.inexact) else (0,)
 
 
 def close(got, want):

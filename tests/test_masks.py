@@ -24,8 +24,7 @@ def masked(case, seed=4):
 
 
 @norms
-@pytest.mark.parametrize("padding", PADDING)
-def test_padding_changes_nothing(case, padding):
+def test_padding_changes_nothing(case):
     """Values and gradients are those of the same data with anything else in the excluded positions."""
     params, state = case.params()
     where = masked(case)
@@ -39,9 +38,11 @@ def test_padding_changes_nothing(case, padding):
         return jax.value_and_grad(loss, (0, 1), has_aux=True)(x, params)
 
     x = np.asarray(case.data())
-    clean, dirty = run(np.where(where, x, 0)), run(np.where(where, x, padding).astype(np.float32))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6), clean, dirty)
-    np.testing.assert_array_equal(dirty[1][0][~where], 0)
+    clean = run(np.where(where, x, 0))
+    for padding in PADDING:
+        dirty = run(np.where(where, x, padding).astype(np.float32))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6), clean, dirty)
+        np.testing.assert_array_equal(dirty[1][0][~where], 0)
 
 
 @norms
