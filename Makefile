@@ -3,13 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo test lint suite wheel oldest interpreters clean
+.PHONY: demo test lint suite flax wheel oldest interpreters clean
 
 demo: $(VENV)/demo
 	$(RUN)/python -m jaxnorm $(ARGS)
 
-# All that CI runs.
-test: lint suite wheel oldest interpreters
+# All checks, with one interpreter; CI runs the oldest releases and other interpreters besides.
+test: lint suite flax wheel
 
 lint: $(VENV)/test
 	$(RUN)/ruff check .
@@ -19,17 +19,22 @@ lint: $(VENV)/test
 suite: $(VENV)/test
 	$(RUN)/pytest
 
+# Flax's own tests of its norms, with ours in their place.
+flax: $(VENV)/test
+	$(RUN)/python tests/flax_suites.py
+
 # The wheel, in an environment that has never seen this checkout.
 wheel: $(VENV)/test
 	rm -rf dist $(VENV)-wheel
 	$(RUN)/python -m build --wheel --outdir dist
 	$(PYTHON) -m venv $(VENV)-wheel
 	$(VENV)-wheel/bin/pip install --quiet dist/*.whl
-	cd dist && ../$(VENV)-wheel/bin/python -W error -c "import jaxnorm; jaxnorm.linen; print('wheel', jaxnorm.__version__)"
+	cd dist && ../$(VENV)-wheel/bin/python -W error -c "import jaxnorm; jaxnorm.linen; jaxnorm.nnx; print('wheel', jaxnorm.__version__)"
 
-# The oldest supported releases, as pyproject.toml names them.
+# The oldest supported releases, as pyproject.toml names them: what depends on them most, adapters and rounding.
 oldest: $(VENV)-oldest/oldest
-	$(VENV)-oldest/bin/pytest -W ignore::DeprecationWarning tests
+	cd tests && ../$(VENV)-oldest/bin/pytest -W ignore::DeprecationWarning test_linen.py test_nnx.py test_flax*.py \
+		test_drop_ins*.py test_checkpoints.py test_numerics.py test_moments.py test_specs.py test_compiled.py
 
 # Every other interpreter that the machine has, each with the newest jax that its index offers.
 interpreters:

@@ -168,3 +168,20 @@ def test_the_same_class_but_for_its_call(module, name):
     assert inspect.signature(ours) == inspect.signature(theirs)
     calls = [inspect.signature(c.__call__).parameters.values() for c in (ours, theirs)]
     assert [(p.name, p.kind, p.default) for p in calls[0]] == [(p.name, p.kind, p.default) for p in calls[1]]
+
+
+@modules
+@pytest.mark.parametrize("name", NAMES)
+def test_initialisation_is_the_same_in_every_mode_and_uses_no_mapped_axis(module, name):
+    arguments = {"axis_name": "devices", "axis_index_groups": [[0], [1]]} | (
+        {"num_groups": 2} if name == "GroupNorm" else {}
+    )
+    ours, x = getattr(RUNS[module][2], name), 3 * jnp.ones((4, 5, 8))
+    if module == "nnx":
+        found = [nnx.to_pure_dict(nnx.state(ours(8, **arguments, rngs=nnx.Rngs(0))))]
+    else:
+        modes = [{"use_running_average": mode} for mode in (True, False)] if name == "BatchNorm" else [{}]
+        found = [ours(**arguments).init(KEY, x, **mode) for mode in modes]
+        jax.tree.map(np.testing.assert_array_equal, found[0], found[-1])
+    for path, value in jax.tree.leaves_with_path(found[0]):
+        np.testing.assert_array_equal(value, 1 if path[-1].key in ("scale", "var") else 0)
