@@ -33,6 +33,22 @@ def test_bytes_kept_for_the_backward_pass(name, dtype, wrap):
     assert kept <= most * x.nbytes
 
 
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+@pytest.mark.parametrize("name", KEPT)
+def test_drop_ins_keep_no_more(name, dtype):
+    """Also where Flax's promotion makes y wider than x."""
+    spec, shape, most = KEPT[name]
+    module = getattr(jn.linen, type(spec).__name__)(dtype=dtype)
+    module = module.clone(use_running_average=False) if name == "batch" else module
+    x = jax.random.normal(jax.random.key(0), shape, jnp.bfloat16)
+    with jax.numpy_dtype_promotion("standard"):
+        variables = module.init(jax.random.key(0), x)
+        apply = lambda x, p: module.apply(variables | {"params": p}, x, mutable=["batch_stats"])[0]
+        y, pull = jax.vjp(apply, x, variables["params"])
+    assert y.dtype == (dtype or jnp.float32)
+    assert sum(leaf.nbytes for leaf in jax.tree.leaves(pull)) <= most * x.nbytes
+
+
 @pytest.mark.parametrize("name", KEPT)
 def test_two_reductions_of_data_each_way(name):
     spec, shape, _ = KEPT[name]
