@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxnorm._statistics import real_dtype
+from jaxnorm._over import real_dtype
 from jaxnorm._trees import RunningStats
 
 

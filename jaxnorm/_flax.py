@@ -13,7 +13,7 @@ from flax.linen.dtypes import canonicalize_dtype
 
 from jaxnorm import _checks
 from jaxnorm._normalize import normalize, normalize_tracking
-from jaxnorm._statistics import Over, wide_dtype
+from jaxnorm._over import Over, wide_dtype
 from jaxnorm._trees import RunningStats
 
 

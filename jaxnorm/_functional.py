@@ -7,8 +7,8 @@ from jaxtyping import Array, ArrayLike, Inexact
 
 from jaxnorm import _checks
 from jaxnorm._normalize import arguments, normalize, normalize_tracking
+from jaxnorm._over import Over, real_dtype
 from jaxnorm._standardize import standardize
-from jaxnorm._statistics import Over, real_dtype
 from jaxnorm._trees import RunningStats
 
 Axes = int | Sequence[int]
@@ -267,7 +267,7 @@ def affine(x, scale, bias, *, channel_axis, where):
     x = _checks.data(x, "Identity")
     channel = _checks.axis(channel_axis, x.ndim, "Identity: channel_axis")
     _, *rest = arguments(x, (channel,), scale, bias, 0.0, where, "Identity")
-    return standardize(x.dtype, x, None, None, None, jnp.ones((1,) * x.ndim, real_dtype(x)), *rest)
+    return standardize(x.dtype, x, None, None, jnp.ones((1,) * x.ndim, real_dtype(x)), *rest)
 
 
 def _per_example(x, channel_axis, batch_axis, who):

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, DTypeLike, Float, Inexact
 
 from jaxnorm import _checks
-from jaxnorm._statistics import Over, inverse, real_dtype, statistics
+from jaxnorm._over import Over, inverse, real_dtype
+from jaxnorm._statistics import statistics
 
 
 class Moments(NamedTuple):

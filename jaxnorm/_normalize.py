@@ -5,9 +5,9 @@ from typing import Any
 from jax import lax
 
 from jaxnorm import _checks
+from jaxnorm._over import Expected
 from jaxnorm._running import mean_and_var, update
-from jaxnorm._standardize import standardize
-from jaxnorm._statistics import statistics
+from jaxnorm._standardize import standardize, standardize_by_own
 
 
 def arguments(x, axes, scale, bias, epsilon, where, who):
@@ -23,8 +23,7 @@ def arguments(x, axes, scale, bias, epsilon, where, who):
 def normalize(x, over, axes, scale, bias, *, epsilon, where, who, dtype=None):
     """A norm without state. `dtype` is that of y, if it is not that of `x`."""
     where, *rest = arguments(x, axes, scale, bias, epsilon, where, who)
-    found = statistics(over, x, where)
-    return standardize(dtype or x.dtype, x, where, found.pivot, found.delta, found.var, *rest)
+    return standardize_by_own(over, dtype or x.dtype, False, x, where, None, *rest)[0]
 
 
 def normalize_tracking(
@@ -37,8 +36,7 @@ def normalize_tracking(
     where, *rest = arguments(x, axes, scale, bias, epsilon, where, who)
     mean, var = (None, None) if state is None else mean_and_var(state, x, axes)
     if not train:
-        return standardize(dtype, x, where, mean, None, var, *rest), state
-    # The running mean is a good pivot for the batch, and the same one on every device.
-    found = statistics(over, x, where, None if mean is None else lax.stop_gradient(mean))
-    new = None if state is None else update(state, found, momentum, ddof)
-    return standardize(dtype, x, where, found.pivot, found.delta, found.var, *rest), new
+        return standardize(dtype, x, where, mean, var, *rest), state
+    expected = None if mean is None or var is None else lax.stop_gradient(Expected(mean, var))
+    y, found = standardize_by_own(over, dtype, True, x, where, expected, *rest)
+    return y, None if state is None else update(state, found, momentum, ddof)

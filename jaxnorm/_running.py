@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm._statistics import real_dtype, wide_dtype
+from jaxnorm._over import real_dtype, wide_dtype
 from jaxnorm._trees import RunningStats
 
 

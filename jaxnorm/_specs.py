@@ -12,7 +12,7 @@ from jaxtyping import ArrayLike, DTypeLike
 
 from jaxnorm import _checks, _fit, _functional
 from jaxnorm._functional import Axes, Data, Names, Result
-from jaxnorm._statistics import wide_dtype
+from jaxnorm._over import wide_dtype
 from jaxnorm._trees import Affine, RunningStats
 
 

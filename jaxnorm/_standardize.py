@@ -5,7 +5,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from jaxnorm._statistics import deviation, included, spread, wide_dtype
+from jaxnorm._compilers import total
+from jaxnorm._over import deviation, fill, included, spread, wide_dtype
+from jaxnorm._statistics import change, find, own_copies
 from jaxnorm._tangents import moving, plus, times
 
 
@@ -19,18 +21,11 @@ def _finite(d, where):
     return d if where is None else jnp.where(included(where) | jnp.isfinite(d), d, 0)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-@partial(jax.jit, static_argnums=0, inline=True)
-def standardize(dtype, x, where, pivot, delta, var, scale, bias, epsilon):
-    """y = (x − μ) · scale / √(var + ε) + bias, with μ = pivot + delta, in the given dtype.
-
-    That is no wider than the dtype of arithmetic on `x`. All but epsilon (a scalar) broadcast to `x`; where, pivot,
-    delta, scale and bias may be None. With a delta, the pivot is taken for a constant, as `statistics` makes it.
-    Padding that is not finite gives the bias.
-    """
+def _value(dtype, x, where, pivot, delta, var, scale, bias, epsilon):
+    """y = (x − μ) · scale / √(var + ε) + bias, with μ = pivot + delta."""
     a = spread(_rsqrt(var + epsilon), x).astype(wide_dtype(x))
     a = a if scale is None else a * scale.astype(a.dtype)
-    y = _finite(deviation(x, pivot, delta), where) * a
+    y = _finite(deviation(*own_copies(2, x, pivot, delta)), where) * a
     y = y if bias is None else y + bias.astype(a.dtype)
     if where is not None and not jnp.iscomplexobj(y):
         # Padding may hold the largest float: y stays finite there.
@@ -39,31 +34,100 @@ def standardize(dtype, x, where, pivot, delta, var, scale, bias, epsilon):
     return y.astype(dtype)
 
 
-@partial(standardize.defjvp, symbolic_zeros=True)
-def _standardize_jvp(dtype, primals, tangents):
+def _change(dtype, x, where, pivot, delta, var, scale, epsilon, tangents):
     """With r = 1/√(var + ε), a = scale · r and d = x − μ:
 
     dr = −½ r³ (dvar + dε)        dy = a dx + (dbias − a dμ) + d (r dscale + scale dr)
-
-    Both brackets are vectors. Their broadcasts transpose to Σ g and Σ d g, the only reductions of the backward pass.
     """
-    x, where, pivot, delta, var, scale, _, epsilon = primals
+    dx, dmean, dvar, dscale, dbias, depsilon = (t if t is None else t.astype(wide_dtype(x)) for t in tangents)
+    dmean, dvar = (t if t is None else spread(t, x) for t in (dmean, dvar))
+    r = spread(_rsqrt(var + epsilon), x).astype(wide_dtype(x))
+    s = jnp.ones((), r.dtype) if scale is None else scale.astype(r.dtype)
+    # Not r³: that overflows before the product does.
+    dr = times(-r / 2, times(r, times(r, plus(dvar, depsilon))))
+    terms = _terms_each if jnp.broadcast_shapes(r.shape, s.shape) == x.shape else _terms_of_vectors
+    found = terms(x, where, pivot, delta, r, s, dx, dmean, dr, dscale, dbias)
+    # The zeros make all terms vary over a mesh as x does.
+    return total(dtype, *(t + jnp.zeros_like(x, r.dtype) for t in found if t is not None))
+
+
+def _terms_of_vectors(x, where, pivot, delta, r, s, dx, dmean, dr, dscale, dbias):
+    """a dx, and both brackets as vectors: they transpose to Σ g and Σ d g, all reductions of the backward pass."""
+    slope = plus(times(r, dscale), times(s, dr))
+    shift = plus(dbias, times(-r * s, dmean))
+    if where is None and delta is not None and slope is not None:
+        # d slope = (x − p) slope − δ slope: the second is a vector, and one fewer is left to read beside x.
+        shift, delta = plus(shift, times(-spread(delta, x), slope)), None
+    d = _finite(deviation(*own_copies(4, x, pivot, delta)), where)
+    return times(r * s, dx), _filled(shift, x), times(d, _filled(slope, x))
+
+
+def _terms_each(x, where, pivot, delta, r, s, dx, dmean, dr, dscale, dbias):
+    """The same where scale lies along the reduced axes: no product of r and s is a vector, and each sum has its own."""
+
+    def own(copy):
+        x_, *mean, r_, s_ = own_copies(copy, x, pivot, delta, r, s)
+        return _finite(deviation(x_, *mean), where), r_, s_
+
+    (d4, _, s4), (d5, r5, _), (_, r6, s6), (_, _, s7) = (own(copy) for copy in (4, 5, 6, 7))
+    return (
+        times(s6, times(r6, dx)),
+        times(s7, _filled(times(-r, dmean), x)),
+        _filled(dbias, x),
+        times(s4, times(d4, _filled(dr, x))),
+        times(d5, times(r5, _filled(dscale, x))),
+    )
+
+
+def _filled(t, x):
+    return t if t is None else fill(t, x)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+@partial(jax.jit, static_argnums=0, inline=True)
+def standardize(dtype, x, where, mean, var, scale, bias, epsilon):
+    """y = (x − mean) · scale / √(var + ε) + bias, in the given dtype, by a mean and variance that are given.
+
+    That dtype is no wider than the dtype of arithmetic on `x`. All but epsilon (a scalar) broadcast to `x`; where,
+    mean, scale and bias may be None. Padding that is not finite gives the bias.
+    """
+    return _value(dtype, x, where, mean, None, var, scale, bias, epsilon)
+
+
+@partial(standardize.defjvp, symbolic_zeros=True)
+def _standardize_jvp(dtype, primals, tangents):
+    x, where, mean, var, scale, _, epsilon = primals
     # Weights act through the statistics only.
     changes = [moving(t) for t in (tangents[0], *tangents[2:])]
 
     # Keeps x and vectors for the transpose, and computes x − μ again.
     @partial(jax.checkpoint, prevent_cse=False)
-    def linear(x, where, pivot, delta, var, scale, epsilon, changes):
-        d = _finite(deviation(x, pivot, delta), where)
-        dx, dpivot, ddelta, dvar, dscale, dbias, depsilon = jax.tree.map(lambda t: t.astype(d.dtype), changes)
-        dmean, dvar = (t if t is None else spread(t, x) for t in (dpivot if delta is None else ddelta, dvar))
-        r = spread(_rsqrt(var + epsilon), x).astype(d.dtype)
-        s = jnp.ones((), d.dtype) if scale is None else scale.astype(d.dtype)
-        # Not r³: that overflows before the product does.
-        dr = times(-r / 2, times(r, times(r, plus(dvar, depsilon))))
-        shift = plus(dbias, times(-r * s, dmean))
-        slope = plus(times(r, dscale), times(s, dr))
-        dy = plus(times(r * s, dx), shift, times(d, slope))
-        return jnp.broadcast_to(dy, x.shape).astype(dtype)
+    def linear(x, where, mean, var, scale, epsilon, changes):
+        return _change(dtype, x, where, mean, None, var, scale, epsilon, changes)
 
-    return standardize(dtype, *primals), linear(x, where, pivot, delta, var, scale, epsilon, changes)
+    return standardize(dtype, *primals), linear(x, where, mean, var, scale, epsilon, changes)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1, 2), inline=True)
+def standardize_by_own(over, dtype, kept, x, where, expected, scale, bias, epsilon):
+    """The same by the statistics of `x` itself, as `find` finds them, and these."""
+    found = find(over, kept, x, where, expected)
+    return _value(dtype, x, where, found.pivot, found.delta, found.var, scale, bias, epsilon), found
+
+
+@partial(standardize_by_own.defjvp, symbolic_zeros=True)
+def _standardize_by_own_jvp(over, dtype, kept, primals, tangents):
+    x, where, _, scale, _, epsilon = primals
+    dx, dw, _, dscale, dbias, depsilon = jax.tree.map(moving, tangents)
+    y, found = standardize_by_own(over, dtype, True, *primals)
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def linear(x, where, found, scale, epsilon, dx, dw, rest):
+        # Once for both: the transpose rounds the sum of what comes back from both.
+        dx = dx if dx is None else dx.astype(wide_dtype(x))
+        dfound = change(over, x, where, found, dx, dw)
+        mean, tangents = (found.pivot, found.delta), (dx, dfound.delta, dfound.var, *rest)
+        return _change(dtype, x, where, *mean, found.var, scale, epsilon, tangents), dfound
+
+    return (y, found), linear(x, where, found, scale, epsilon, dx, dw, (dscale, dbias, depsilon))

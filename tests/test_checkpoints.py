@@ -8,9 +8,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
-from networks import LinenBlock, NNXBlock
 
 import jaxnorm as jn
+from benchmarks.networks import LinenBlock, NNXBlock
 
 KEY = jax.random.key(0)
 X = jax.random.normal(KEY, (4, 6, 6, 8)) * 2 + 1

@@ -12,7 +12,7 @@ CODE = """
 import sys, jax, jaxtyping
 before = set(sys.modules)
 import jaxnorm
-heavy = {name.split('.')[0] for name in set(sys.modules) - before} - {'jaxnorm'}
+heavy = {name.split('.')[0] for name in set(sys.modules) - before} - {'jaxnorm', 'jax'}
 print(sorted(heavy))
 print(jaxnorm.linen.Norm.__name__)
 """

@@ -1,0 +1,161 @@
+"""What shares a statistic, sums over it, and the arithmetic around."""
+
+import math
+from collections.abc import Hashable
+from itertools import pairwise
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from jaxnorm._compilers import own
+
+# On a CPU, XLA sums as little as this over several axes in one loop, whose roundings add up: to 300 ulp, measured.
+_SMALL = 4096
+
+
+def wide_dtype(x):
+    """The dtype of arithmetic on `x`: float32 at least."""
+    if jnp.iscomplexobj(x):
+        return x.dtype
+    return jnp.dtype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
+
+
+def real_dtype(x):
+    """The dtype of variances and counts of `x`."""
+    return jnp.finfo(wide_dtype(x)).dtype
+
+
+def dot(a, b):
+    """Re(ā b), elementwise."""
+    return (a.conj() * b).real if jnp.iscomplexobj(a) else a * b
+
+
+def spread(v, x):
+    """A statistic in the dimensions of `x`: that of a group of channels is repeated over them."""
+    for a, (m, n) in enumerate(zip(v.shape, x.shape, strict=True)):
+        if m not in (1, n):
+            blocks = jnp.broadcast_to(jnp.expand_dims(v, a + 1), (*v.shape[: a + 1], n // m, *v.shape[a + 1 :]))
+            v = blocks.reshape(*v.shape[:a], n, *v.shape[a + 1 :])
+    return v
+
+
+def fill(v, x):
+    """A vector repeated to the shape of `x`.
+
+    Its axes of size 1 are left out first: the transpose sums over them, too, where XLA is slow to keep them.
+    """
+    kept = [a for a, n in enumerate(v.shape) if n != 1]
+    return lax.broadcast_in_dim(v.reshape([v.shape[a] for a in kept]), x.shape, kept)
+
+
+def deviation(x, pivot=None, delta=None):
+    """(x − pivot) − delta: in this order the digits of x − μ survive a large mean."""
+    d = x.astype(wide_dtype(x))
+    d = d if pivot is None else d - spread(pivot, x)
+    return d if delta is None else d - spread(delta, x)
+
+
+def included(where):
+    """The positions that count: those of positive weight."""
+    return where if where.dtype == jnp.bool_ else where > 0
+
+
+def inverse(n):
+    """1/n, and 1 where n = 0."""
+    return 1 / jnp.where(n == 0, 1, n)
+
+
+class Expected(NamedTuple):
+    """What mean and variance are expected to be: the running ones. Statistics do not depend on it, their price does."""
+
+    mean: Array
+    var: Array
+
+
+class Over(NamedTuple):
+    """What shares a statistic: positions along `axes`, then blocks of `channel`, then devices along `names`.
+
+    `teams` are lists of devices, by their index along a single name: each device shares with its own team alone.
+    """
+
+    axes: tuple[int, ...]
+    names: tuple[Hashable, ...] = ()
+    groups: int | None = None
+    channel: int = 0
+    centered: bool = True
+    teams: tuple[tuple[int, ...], ...] | None = None
+
+    def shape(self, x):
+        """The shape of a statistic of `x`: 1 along what shares it, the number of groups along their channels."""
+        shape = [1 if a in self.axes else n for a, n in enumerate(x.shape)]
+        if self.groups:
+            shape[self.channel] = self.groups
+        return tuple(shape)
+
+    def sum(self, v):
+        """The sum of `v` over everything on this device that shares a statistic."""
+        first, *rest = _stages(self.axes, v.shape) or [()]
+        v = v.sum(first, keepdims=True)
+        for stage in rest:
+            v = own(1, v)[0].sum(stage, keepdims=True)
+        return self._pool(v)
+
+    def extreme(self, least_or_most, v):
+        """jnp.min or jnp.max of everything on this device that shares a statistic."""
+        return self._pool(least_or_most(v, self.axes, keepdims=True), least_or_most)
+
+    def size(self, x):
+        """How many elements share a statistic, on all devices."""
+        n = math.prod(x.shape[a] for a in self.axes)
+        return self._devices() * (n * x.shape[self.channel] // self.groups if self.groups else n)
+
+    def weight(self, x, where):
+        """The weight on this device of everything that shares a statistic."""
+        # A mask is summed as it is, not once per channel that it is broadcast to; a boolean one exactly, in integers.
+        boolean = where.dtype == jnp.bool_
+        w = where.astype(jnp.int32 if boolean else real_dtype(x))
+        w = w if boolean else jnp.where(included(where), w, 0)
+        total = w.sum(self.axes, keepdims=True).astype(real_dtype(x))
+        copies = math.prod(x.shape[a] for a in self.axes if where.shape[a] == 1)
+        return self._pool(jnp.broadcast_to(total * copies, Over(self.axes).shape(x)))
+
+    def across(self, *sums):
+        """Each sum over all devices: one collective for all of them."""
+        if not self.names:
+            return sums
+        dtype = next((v.dtype for v in sums if jnp.iscomplexobj(v)), sums[0].dtype)
+        stack = jnp.stack([v.astype(dtype) for v in sums])
+        packed = lax.psum(stack, self.names, axis_index_groups=self.teams)
+        return [p if jnp.iscomplexobj(v) else p.real for p, v in zip(packed, sums, strict=True)]
+
+    def _devices(self):
+        if self.teams is None:
+            return lax.psum(1, self.names)
+        sizes = {device: len(team) for team in self.teams for device in team}
+        return jnp.array([sizes[device] for device in sorted(sizes)])[lax.axis_index(self.names)]
+
+    def _pool(self, v, pool=jnp.sum):
+        # Channels were summed before groups of them are: this array is tiny, and x itself is never reshaped.
+        if not self.groups:
+            return v
+        c, size = self.channel, v.shape[self.channel] // self.groups
+        return pool(v.reshape(*v.shape[:c], self.groups, size, *v.shape[c + 1 :]), c + 1)
+
+
+def _stages(axes, shape):
+    """Lists of axes to sum one after the other, innermost first, which is what CPUs are fast at.
+
+    Each run of adjacent axes is a stage. Between axes that are kept, XLA would stride through memory once per result:
+    there each axis is a stage by itself; and where there is little to sum, for the sake of its rounding.
+    """
+    axes = sorted(axes)
+    cuts = [i for i in range(1, len(axes)) if axes[i] > axes[i - 1] + 1]
+    runs = [axes[i:j] for i, j in pairwise([0, *cuts, len(axes)])]
+    small = math.prod(shape) <= _SMALL
+    stages = []
+    for run in reversed([run for run in runs if run]):
+        strided = run[0] > 0 and run[-1] < len(shape) - 1 and shape[run[-1]] >= 8
+        stages += [[a] for a in reversed(run)] if small or strided else [run]
+    return stages
