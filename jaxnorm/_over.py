@@ -32,29 +32,24 @@ def dot(a, b):
     return (a.conj() * b).real if jnp.iscomplexobj(a) else a * b
 
 
-def spread(v, x):
-    """A statistic in the dimensions of `x`: that of a group of channels is repeated over them."""
-    for a, (m, n) in enumerate(zip(v.shape, x.shape, strict=True)):
-        if m not in (1, n):
-            blocks = jnp.broadcast_to(jnp.expand_dims(v, a + 1), (*v.shape[: a + 1], n // m, *v.shape[a + 1 :]))
-            v = blocks.reshape(*v.shape[:a], n, *v.shape[a + 1 :])
-    return v
-
-
 def fill(v, x):
-    """A vector repeated to the shape of `x`.
+    """A vector repeated to the shape of `x`, in stages, for the sake of the transpose: a sum in the same ones.
 
     Its axes of size 1 are left out first: the transpose sums over them, too, where XLA is slow to keep them.
     """
-    kept = [a for a, n in enumerate(v.shape) if n != 1]
-    return lax.broadcast_in_dim(v.reshape([v.shape[a] for a in kept]), x.shape, kept)
+    stages = _stages([a for a, n in enumerate(v.shape) if n != x.shape[a]], x.shape)
+    for stage in reversed(stages):
+        kept = [a for a, n in enumerate(v.shape) if n != 1]
+        shape = [x.shape[a] if a in stage else n for a, n in enumerate(v.shape)]
+        v = lax.broadcast_in_dim(own(1, v)[0].reshape([v.shape[a] for a in kept]), shape, kept)
+    return v
 
 
 def deviation(x, pivot=None, delta=None):
     """(x − pivot) − delta: in this order the digits of x − μ survive a large mean."""
     d = x.astype(wide_dtype(x))
-    d = d if pivot is None else d - spread(pivot, x)
-    return d if delta is None else d - spread(delta, x)
+    d = d if pivot is None else d - pivot
+    return d if delta is None else d - delta
 
 
 def included(where):
@@ -88,11 +83,8 @@ class Over(NamedTuple):
     teams: tuple[tuple[int, ...], ...] | None = None
 
     def shape(self, x):
-        """The shape of a statistic of `x`: 1 along what shares it, the number of groups along their channels."""
-        shape = [1 if a in self.axes else n for a, n in enumerate(x.shape)]
-        if self.groups:
-            shape[self.channel] = self.groups
-        return tuple(shape)
+        """The shape of a statistic of `x`: 1 along what shares it. That of a group is repeated for its channels."""
+        return tuple(1 if a in self.axes else n for a, n in enumerate(x.shape))
 
     def sum(self, v):
         """The sum of `v` over everything on this device that shares a statistic."""
@@ -119,7 +111,7 @@ class Over(NamedTuple):
         w = w if boolean else jnp.where(included(where), w, 0)
         total = w.sum(self.axes, keepdims=True).astype(real_dtype(x))
         copies = math.prod(x.shape[a] for a in self.axes if where.shape[a] == 1)
-        return self._pool(jnp.broadcast_to(total * copies, Over(self.axes).shape(x)))
+        return self._pool(jnp.broadcast_to(total * copies, self.shape(x)))
 
     def across(self, *sums):
         """Each sum over all devices: one collective for all of them."""
@@ -141,7 +133,8 @@ class Over(NamedTuple):
         if not self.groups:
             return v
         c, size = self.channel, v.shape[self.channel] // self.groups
-        return pool(v.reshape(*v.shape[:c], self.groups, size, *v.shape[c + 1 :]), c + 1)
+        blocks = v.reshape(*v.shape[:c], self.groups, size, *v.shape[c + 1 :])
+        return jnp.broadcast_to(pool(blocks, c + 1, keepdims=True), blocks.shape).reshape(v.shape)
 
 
 def _stages(axes, shape):

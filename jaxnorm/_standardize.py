@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnorm._compilers import total
-from jaxnorm._over import deviation, fill, included, spread, wide_dtype
+from jaxnorm._over import deviation, fill, included, wide_dtype
 from jaxnorm._statistics import change, find, own_copies
 from jaxnorm._tangents import moving, plus, times
 
@@ -23,7 +23,7 @@ def _finite(d, where):
 
 def _value(dtype, x, where, pivot, delta, var, scale, bias, epsilon):
     """y = (x − μ) · scale / √(var + ε) + bias, with μ = pivot + delta."""
-    a = spread(_rsqrt(var + epsilon), x).astype(wide_dtype(x))
+    a = _rsqrt(var + epsilon).astype(wide_dtype(x))
     a = a if scale is None else a * scale.astype(a.dtype)
     y = _finite(deviation(*own_copies(2, x, pivot, delta)), where) * a
     y = y if bias is None else y + bias.astype(a.dtype)
@@ -40,15 +40,13 @@ def _change(dtype, x, where, pivot, delta, var, scale, epsilon, tangents):
     dr = −½ r³ (dvar + dε)        dy = a dx + (dbias − a dμ) + d (r dscale + scale dr)
     """
     dx, dmean, dvar, dscale, dbias, depsilon = (t if t is None else t.astype(wide_dtype(x)) for t in tangents)
-    dmean, dvar = (t if t is None else spread(t, x) for t in (dmean, dvar))
-    r = spread(_rsqrt(var + epsilon), x).astype(wide_dtype(x))
+    r = _rsqrt(var + epsilon).astype(wide_dtype(x))
     s = jnp.ones((), r.dtype) if scale is None else scale.astype(r.dtype)
     # Not r³: that overflows before the product does.
     dr = times(-r / 2, times(r, times(r, plus(dvar, depsilon))))
     terms = _terms_each if jnp.broadcast_shapes(r.shape, s.shape) == x.shape else _terms_of_vectors
     found = terms(x, where, pivot, delta, r, s, dx, dmean, dr, dscale, dbias)
-    # The zeros make all terms vary over a mesh as x does.
-    return total(dtype, *(t + jnp.zeros_like(x, r.dtype) for t in found if t is not None))
+    return total(dtype, *(t for t in found if t is not None))
 
 
 def _terms_of_vectors(x, where, pivot, delta, r, s, dx, dmean, dr, dscale, dbias):
@@ -57,9 +55,9 @@ def _terms_of_vectors(x, where, pivot, delta, r, s, dx, dmean, dr, dscale, dbias
     shift = plus(dbias, times(-r * s, dmean))
     if where is None and delta is not None and slope is not None:
         # d slope = (x − p) slope − δ slope: the second is a vector, and one fewer is left to read beside x.
-        shift, delta = plus(shift, times(-spread(delta, x), slope)), None
-    d = _finite(deviation(*own_copies(4, x, pivot, delta)), where)
-    return times(r * s, dx), _filled(shift, x), times(d, _filled(slope, x))
+        shift, delta = plus(shift, times(-delta, slope)), None
+    x_, *mean, a = own_copies(4, x, pivot, delta, r * s)
+    return times(a, dx), _filled(shift, x), times(_finite(deviation(x_, *mean), where), _filled(slope, x))
 
 
 def _terms_each(x, where, pivot, delta, r, s, dx, dmean, dr, dscale, dbias):
@@ -80,7 +78,8 @@ def _terms_each(x, where, pivot, delta, r, s, dx, dmean, dr, dscale, dbias):
 
 
 def _filled(t, x):
-    return t if t is None else fill(t, x)
+    """A vector as large as `x`. The zero makes it vary over a mesh as x does before: the transpose sends vectors."""
+    return t if t is None else fill(t + jnp.zeros_like(x, t.dtype).sum(), x)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

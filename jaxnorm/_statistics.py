@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array
 
 from jaxnorm._compilers import after, by_platform, own
-from jaxnorm._over import deviation, dot, included, inverse, real_dtype, spread, wide_dtype
+from jaxnorm._over import deviation, dot, included, inverse, real_dtype, wide_dtype
 from jaxnorm._tangents import moving, plus
 
 # A pivot is poor beyond √3 standard deviations from the mean: within, the variance loses two bits at most. Each trip
@@ -227,7 +227,7 @@ def _by_weight(over, x, where, found, dw):
     n, pivot, delta, var = found
     d = among(deviation(x, pivot, delta), where)
     dw = jnp.broadcast_to(dw, x.shape).astype(var.dtype)
-    excess = dot(d, d) - spread(var, x)
+    excess = dot(d, d) - var
     terms = [dw, dw.astype(d.dtype) * d, dw * excess] if over.centered else [dw, dw * excess]
     dn, *sums = over.across(*(over.sum(among(v, where)) for v in terms))
     dmean, dvar = (None, *(v * inverse(n).astype(v.dtype) for v in sums))[-2:]
