@@ -2,6 +2,8 @@
 
 XLA for CPUs reduces in kernels of one result each. A full-size value that two of them want, x − μ or x in a wider
 dtype, is written to memory and read again, which takes longer than to compute it twice.
+
+Both primitives here are linear maps that public functions don't give: JAX has none with a transpose of one's own.
 """
 
 from functools import reduce
@@ -19,16 +21,25 @@ def by_platform(*args, **branches):
     return lax.platform_dependent(*args, **branches)
 
 
-def own(copy, *values):
-    """The values as copy number 1, 2, … of them, which CPU compilers take for others than the rest of the copies."""
+def own(copy, value):
+    """The value as copy number 1, 2, … of it, which CPU compilers take for others than the rest of its copies."""
+    return _own_p.bind(value, copy=copy)
 
-    def barriers(*values):
-        # One barrier each: a common one would mix what varies over a mesh with what does not. Equal ones are merged.
-        for _ in range(copy):
-            values = tuple(map(lax.optimization_barrier, values))
-        return values
 
-    return by_platform(*values, cpu=barriers, default=lambda *values: values) if values else values
+def _barriers(value, *, copy):
+    # Equal ones would be merged: each copy is behind a number of its own.
+    for _ in range(copy):
+        value = lax.optimization_barrier(value)
+    return value
+
+
+_own_p = Primitive("jaxnorm_own")
+_own_p.def_impl(lambda value, copy: value)
+_own_p.def_abstract_eval(lambda value, copy: value)
+mlir.register_lowering(_own_p, lambda context, value, copy: [value])
+mlir.register_lowering(_own_p, mlir.lower_fun(_barriers, multiple_results=False), platform="cpu")
+ad.deflinear2(_own_p, lambda cotangent, value, copy: [own(copy, cotangent)])
+batching.primitive_batchers[_own_p] = lambda values, axes, copy: (own(copy, *values), *axes)
 
 
 def after(moment, value):
@@ -43,8 +54,7 @@ def after(moment, value):
 def total(dtype, *terms):
     """The sum of terms of one shape and dtype, in another dtype; the transpose converts the cotangent for each anew.
 
-    JAX would convert it once for all of them, for XLA to write down. It has no public function for a linear map with a
-    given transpose, hence a primitive.
+    JAX would convert it once for all of them, for XLA to write down.
     """
     if len(terms) == 1 or terms[0].dtype == dtype:
         return _total(*terms, dtype=dtype)
@@ -57,7 +67,7 @@ def _total(*terms, dtype):
 
 def _transpose(cotangent, *terms, dtype):
     each = enumerate(terms, start=1)
-    return [own(i, cotangent)[0].astype(t.aval.dtype) if ad.is_undefined_primal(t) else None for i, t in each]
+    return [own(i, cotangent).astype(t.aval.dtype) if ad.is_undefined_primal(t) else None for i, t in each]
 
 
 def _batch(terms, axes, *, dtype):

@@ -38,10 +38,11 @@ def fill(v, x):
     Its axes of size 1 are left out first: the transpose sums over them, too, where XLA is slow to keep them.
     """
     stages = _stages([a for a, n in enumerate(v.shape) if n != x.shape[a]], x.shape)
-    for stage in reversed(stages):
+    for i, stage in enumerate(reversed(stages)):
+        v = own(1, v) if i else v
         kept = [a for a, n in enumerate(v.shape) if n != 1]
         shape = [x.shape[a] if a in stage else n for a, n in enumerate(v.shape)]
-        v = lax.broadcast_in_dim(own(1, v)[0].reshape([v.shape[a] for a in kept]), shape, kept)
+        v = lax.broadcast_in_dim(v.reshape([v.shape[a] for a in kept]), shape, kept)
     return v
 
 
@@ -91,7 +92,7 @@ class Over(NamedTuple):
         first, *rest = _stages(self.axes, v.shape) or [()]
         v = v.sum(first, keepdims=True)
         for stage in rest:
-            v = own(1, v)[0].sum(stage, keepdims=True)
+            v = own(1, v).sum(stage, keepdims=True)
         return self._pool(v)
 
     def extreme(self, least_or_most, v):

@@ -63,11 +63,11 @@ def _terms_of_vectors(x, where, pivot, delta, r, s, dx, dmean, dr, dscale, dbias
 def _terms_each(x, where, pivot, delta, r, s, dx, dmean, dr, dscale, dbias):
     """The same where scale lies along the reduced axes: no product of r and s is a vector, and each sum has its own."""
 
-    def own(copy):
+    def copies(copy):
         x_, *mean, r_, s_ = own_copies(copy, x, pivot, delta, r, s)
         return _finite(deviation(x_, *mean), where), r_, s_
 
-    (d4, _, s4), (d5, r5, _), (_, r6, s6), (_, _, s7) = (own(copy) for copy in (4, 5, 6, 7))
+    (d4, _, s4), (d5, r5, _), (_, r6, s6), (_, _, s7) = map(copies, (4, 5, 6, 7))
     return (
         times(s6, times(r6, dx)),
         times(s7, _filled(times(-r, dmean), x)),

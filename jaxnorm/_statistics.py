@@ -6,7 +6,7 @@ One look at the data gives both sums. They lose no more than a factor 1 + |δ|²
 within a few standard deviations of the mean is as good as the mean itself.
 """
 
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +24,7 @@ _POOR = 3
 _TRIPS = 8
 # What surely fits into the memory on the chip of a TPU beside all else that is there.
 _ON_CHIP = 32 * 2**20
-# A pilot looks at this share of the data, and lies within √63 standard deviations of the mean.
+# A pilot looks at one in so many data, along one axis.
 _PILOT = 64
 
 
@@ -49,9 +49,9 @@ def _weigh(v, where):
 
 def own_copies(copy, x, *vectors) -> tuple[Any, ...]:
     """What a deviation is computed from, as copies that no other deviation has."""
-    narrow = () if x.dtype == wide_dtype(x) else (x,)  # to convert x would be shared, to read it is not
-    copies = iter(own(copy, *narrow, *(v for v in vectors if v is not None)))
-    return next(copies) if narrow else x, *(v if v is None else next(copies) for v in vectors)
+    # To convert x would be shared, to read it is not.
+    x = x if x.dtype == wide_dtype(x) else own(copy, x)
+    return x, *(v if v is None else own(copy, v) for v in vectors)
 
 
 def _about(over, x, where, pivot) -> tuple[Any, Any, Any]:
@@ -125,16 +125,30 @@ def _about_pilot(over, x, where):
     """About the mean of a part of the data, without a branch.
 
     A part that holds a fraction f of the data, with its mean at p, adds f (p − μ)²/(1 − f) at least to the variance.
-    Within the part's range, p is the constant where all data are one constant.
+    Of three parts, that with the median counts: one that is unlike the rest has no say. Within the parts' range, p is
+    the constant where all data are one constant.
     """
     # Along positions rather than examples: these may be on other devices, and a TPU may have them in lanes.
     axis = max(over.axes, key=lambda a: (x.shape[a] >= _PILOT, a > 0, -a))
-    part = lax.slice_in_dim(x, 0, max(1, x.shape[axis] // _PILOT), axis=axis).astype(wide_dtype(x))
-    pivot = over.sum(part) * (1 / over.size(part))
+    size = max(1, x.shape[axis] // (3 * _PILOT))
+    last = x.shape[axis] - size
+    parts = [lax.slice_in_dim(x, i, i + size, axis=axis).astype(wide_dtype(x)) for i in (0, last // 2, last)]
+    pivot = _median(*(over.sum(part) * (1 / over.size(part)) for part in parts))
     if not jnp.iscomplexobj(x):
-        pivot = jnp.clip(pivot, over.extreme(jnp.min, part), over.extreme(jnp.max, part))
+        least, most = (
+            reduce(both, [over.extreme(one, part) for part in parts])
+            for one, both in ((jnp.min, jnp.minimum), (jnp.max, jnp.maximum))
+        )
+        pivot = jnp.clip(pivot, least, most)
     n, delta, var = _about(over, x, where, pivot)
     return n, pivot, delta, var
+
+
+def _median(a, b, c):
+    """Of three numbers; of complex ones, in each direction."""
+    if jnp.iscomplexobj(a):
+        return lax.complex(_median(a.real, b.real, c.real), _median(a.imag, b.imag, c.imag))
+    return jnp.maximum(jnp.minimum(a, b), jnp.minimum(jnp.maximum(a, b), c))
 
 
 def _about_mean(over, x, where):

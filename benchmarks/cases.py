@@ -1,0 +1,99 @@
+"""The table of cases: one row a norm of one array. Speed, compiled programs, accuracy and memory all read it."""
+
+import math
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+
+import jaxnorm as jn
+
+
+@dataclass(frozen=True)
+class Case:
+    """A norm and an array, and what its time over that of Flax's fast formula should be, forward and with backward."""
+
+    kind: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    channel_axis: int = -1
+    groups: int = 32
+    most: tuple[float, float] | None = None
+
+    @property
+    def name(self):
+        layout = "" if len(self.shape) < 3 else " channels last" if self.channel_axis == -1 else " channels first"
+        dtype = {"float32": "f32", "bfloat16": "bf16"}[self.dtype]
+        return f"{self.kind} {'×'.join(map(str, self.shape))}{layout} {dtype}"
+
+    @property
+    def size(self):
+        return math.prod(self.shape)
+
+    @property
+    def channels(self):
+        return self.shape[self.channel_axis]
+
+    @property
+    def spec(self):
+        match self.kind:
+            case "batch":
+                return jn.BatchNorm(channel_axis=self.channel_axis)
+            case "instance":
+                return jn.InstanceNorm(channel_axis=self.channel_axis)
+            case "group":
+                return jn.GroupNorm(groups=self.groups, channel_axis=self.channel_axis)
+            case "layer":
+                return jn.LayerNorm()
+            case "rms":
+                return jn.RMSNorm()
+        raise ValueError(f"no norm is called {self.kind!r}")
+
+    def data(self, seed=0):
+        """A cotangent of y, and what a library takes: x, scale, bias (None for RMS norm), running mean and variance."""
+        keys = jax.random.split(jax.random.key(seed), 4)
+        x, g = (jax.random.normal(k, self.shape, self.dtype) for k in keys[:2])
+        scale, bias = (1 + jax.random.uniform(k, (self.channels,)) for k in keys[2:])
+        state = jnp.zeros(self.channels), jnp.ones(self.channels)
+        return g, (x, scale, None if self.kind == "rms" else bias, *state)
+
+
+def _channels_first(case):
+    n, *positions, c = case.shape
+    return replace(case, shape=(n, c, *positions), channel_axis=1)
+
+
+_IMAGES = [
+    Case("batch", (32, 56, 56, 64), most=(1.05, 0.70)),
+    Case("batch", (64, 14, 14, 256), most=(1.05, 0.70)),
+    Case("instance", (32, 56, 56, 64), most=(1.08, 0.70)),
+    Case("instance", (64, 14, 14, 256), most=(1.08, 0.70)),
+    Case("group", (32, 56, 56, 64), most=(0.25, 0.40)),
+    Case("group", (64, 14, 14, 256), most=(0.55, 0.55)),
+]
+
+_ROWS = [
+    Case("layer", (4096, 768), most=(1.05, 0.70)),
+    Case("layer", (16384, 768), most=(1.05, 0.70)),
+    Case("rms", (4096, 768), most=(1.00, 0.65)),
+    Case("rms", (16384, 768), most=(1.00, 0.65)),
+]
+
+_SMALL = [
+    Case("batch", (256, 512), most=(1.2, 0.80)),
+    Case("batch", (256, 1, 1, 512), most=(1.2, 0.40)),
+]
+
+
+def _narrow(case):
+    return replace(case, dtype="bfloat16", most=(0.45, 0.45) if case.kind == "batch" else None)
+
+
+CASES = [
+    *_IMAGES,
+    *map(_channels_first, _IMAGES),
+    *_ROWS,
+    *_SMALL,
+    *(_narrow(case) for case in (*_IMAGES, *_ROWS)),
+    *(_narrow(_channels_first(case)) for case in _IMAGES[:2]),
+]

@@ -1,0 +1,170 @@
+"""What compiled programs move to and from device memory: TPU v5e, v6e, v5p and H100, by their compilers on this CPU.
+
+These are programs, not timings: nothing is run on a device.
+"""
+
+import dataclasses
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+import jaxnorm as jn
+from benchmarks.cases import Case
+from benchmarks.libraries import LIBRARIES
+from benchmarks.speed import with_vjp
+
+NAMES = ("jaxnorm", "flax", "flax stable")
+TARGETS = ("v5e", "v6e", "v5p", "h100")
+
+_IMAGES, _ROWS = (256, 56, 56, 64), (8192, 4096)
+ALONE = [
+    *(Case(kind, _IMAGES, dtype) for kind in ("batch", "instance", "group") for dtype in ("float32", "bfloat16")),
+    *(Case(kind, _ROWS, dtype) for kind in ("layer", "rms") for dtype in ("float32", "bfloat16")),
+]
+"""Larger than the memory on a chip."""
+
+BLOCKS = [
+    (Case("batch", (256, 28, 28, 128), "bfloat16"), 1),
+    (Case("batch", (256, 56, 56, 64), "bfloat16"), 1),
+    (Case("batch", (256, 14, 14, 256), "bfloat16"), 3),
+    (Case("layer", _ROWS, "bfloat16"), None),
+]
+"""A case between two convolutions of a kernel size, or between two matrix products."""
+
+
+def environment():
+    """The Python to run this in: this one where it has the compilers, else that of a virtual environment, made once."""
+    if find_spec("libtpu") and find_spec("jax_cuda12_plugin"):
+        return None
+    folder = Path(".venv-compilers")
+    python = folder / "bin" / "python"
+    if not (folder / "ready").exists():
+        print(f"Installing the compilers for TPU and GPU into {folder} (once; some minutes) ...", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        pip = [python, "-m", "pip", "install", "--quiet"]
+        subprocess.run([*pip, f"jax[tpu]=={jax.__version__}", f"flax=={version('flax')}", "-e", ".[bench]"], check=True)
+        plugins = [f"{name}=={jax.__version__}" for name in ("jax-cuda12-plugin", "jax-cuda12-pjrt")]
+        subprocess.run([*pip, "--no-deps", *plugins], check=True)
+        (folder / "ready").touch()
+    return python
+
+
+def shapes(case):
+    """The cotangent, and what a library takes, as shapes."""
+    x, vector = jax.ShapeDtypeStruct(case.shape, case.dtype), jax.ShapeDtypeStruct((case.channels,), jnp.float32)
+    return x, (x, vector, None if case.kind == "rms" else vector, vector, vector)
+
+
+def alone(case, library, target):
+    """Forward, and forward with backward."""
+    from benchmarks.targets import program
+
+    apply, (g, args) = LIBRARIES[library](case), shapes(case)
+    return program(target, apply, args), program(target, with_vjp(apply), (g, *args))
+
+
+def block(case, kernel, library, target):
+    """conv → norm → relu → conv, or product + residual → norm → product."""
+    from benchmarks.targets import program
+
+    norm, c = LIBRARIES[library](case), case.channels
+    x, (_, *vectors) = shapes(case)
+    weight = jax.ShapeDtypeStruct((c, c) if kernel is None else (kernel, kernel, c, c), case.dtype)
+
+    def conv(x, w):
+        return jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    def images(x, w1, w2, scale, bias, *state):
+        y, new = norm(conv(x, w1), scale, bias, *state)
+        return conv(jax.nn.relu(y), w2), new
+
+    def rows(x, w1, w2, scale, bias, *state):
+        residual = x + x @ w1
+        y, new = norm(residual, scale, bias, *state)
+        return residual + y @ w2, new
+
+    def both(g, x, w1, w2, scale, bias, *state):
+        f = lambda *learned: (rows if kernel is None else images)(*learned, *state)
+        y, pull, new = jax.vjp(f, x, w1, w2, scale, bias, has_aux=True)
+        y, g = jax.lax.optimization_barrier((y, g))
+        return y, new, pull(g)
+
+    args = (x, weight, weight, *vectors)
+    return program(target, rows if kernel is None else images, args), program(target, both, (x, *args))
+
+
+def sharded(how, library, target, devices=4):
+    """Batch norm of a batch over several devices, by jit or by shard_map; forward, and with backward."""
+    from benchmarks.targets import mesh_of, program
+
+    case = Case("batch", _IMAGES)
+    mesh, (g, args) = mesh_of(target, batch=devices), shapes(case)
+    split = (P("batch"), P(), P(), P(), P())
+    if how == "jit":
+        forward = LIBRARIES[library](case)
+        both = with_vjp(forward)
+    else:
+        forward = _named(case, library)
+        both = jax.shard_map(
+            _summed(forward), mesh=mesh, in_specs=(P("batch"), *split), out_specs=(P("batch"), P(), split[:3])
+        )
+        forward = jax.shard_map(forward, mesh=mesh, in_specs=split, out_specs=(P("batch"), P()))
+    return (
+        program(target, forward, args, split, mesh),
+        program(target, both, (g, *args), (P("batch"), *split), mesh),
+    )
+
+
+def _named(case, library):
+    """The norm with its axis named."""
+    import flax.linen as nn
+
+    if library == "jaxnorm":
+        return lambda x, scale, bias, mean, var: jn.batch_norm(
+            x, jn.RunningStats(mean, var, jnp.int32(0)), scale, bias, train=True, axis_name="batch"
+        )
+    norm = nn.BatchNorm(False, axis_name="batch", use_fast_variance=library == "flax")
+
+    def apply(x, scale, bias, mean, var):
+        variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": {"mean": mean, "var": var}}
+        return norm.apply(variables, x, mutable=["batch_stats"])
+
+    return apply
+
+
+def _summed(forward):
+    return with_vjp(forward)
+
+
+def measure(done):
+    """All tables, as lists of records. `done` is called with a few words after each program."""
+    records = []
+
+    def record(table, what, target, library, pair):
+        forward, both = map(dataclasses.asdict, pair)
+        row = {"table": table, "what": what, "target": target, "library": library, "forward": forward, "both": both}
+        records.append(row)
+        done(f"{target}: {what}, {library}")
+
+    for target in TARGETS:
+        for library in NAMES:
+            for case in ALONE:
+                record("alone", case.name, target, library, alone(case, library, target))
+            if target in ("v6e", "h100"):
+                for case, kernel in BLOCKS:
+                    between = "products" if kernel is None else f"convolutions {kernel}×{kernel}"
+                    record("block", f"{case.name} between {between}", target, library, block(case, kernel, library, target))
+                for how in ("jit", "shard_map"):
+                    record("collectives", f"batch over 4 devices, {how}", target, library, sharded(how, library, target))
+    return records
+
+
+def programs():
+    """How many measurements there are."""
+    return len(NAMES) * (len(TARGETS) * len(ALONE) + 2 * (len(BLOCKS) + 2))
