@@ -3,10 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo test lint suite flax wheel oldest interpreters clean
+.PHONY: demo bench test lint suite flax wheel oldest interpreters clean
 
 demo: $(VENV)/demo
 	$(RUN)/python -m jaxnorm $(ARGS)
+
+# Time beside other libraries. Further: make bench BENCH=accuracy (or memory, step, compiled).
+BENCH ?= speed
+bench: $(VENV)/bench
+	$(RUN)/python -m benchmarks $(BENCH) $(ARGS)
 
 # All checks, with one interpreter; CI runs the oldest releases and other interpreters besides.
 test: lint suite flax wheel

@@ -6,7 +6,7 @@ These are programs, not timings: nothing is run on a device.
 import dataclasses
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -90,8 +90,8 @@ def block(case, kernel, library, target):
         return residual + y @ w2, new
 
     def both(g, x, w1, w2, scale, bias, *state):
-        f = lambda *learned: (rows if kernel is None else images)(*learned, *state)
-        y, pull, new = jax.vjp(f, x, w1, w2, scale, bias, has_aux=True)
+        f = rows if kernel is None else images
+        y, pull, new = jax.vjp(lambda *learned: f(*learned, *state), x, w1, w2, scale, bias, has_aux=True)
         y, g = jax.lax.optimization_barrier((y, g))
         return y, new, pull(g)
 
@@ -112,7 +112,7 @@ def sharded(how, library, target, devices=4):
     else:
         forward = _named(case, library)
         both = jax.shard_map(
-            _summed(forward), mesh=mesh, in_specs=(P("batch"), *split), out_specs=(P("batch"), P(), split[:3])
+            with_vjp(forward), mesh=mesh, in_specs=(P("batch"), *split), out_specs=(P("batch"), P(), split[:3])
         )
         forward = jax.shard_map(forward, mesh=mesh, in_specs=split, out_specs=(P("batch"), P()))
     return (
@@ -138,10 +138,6 @@ def _named(case, library):
     return apply
 
 
-def _summed(forward):
-    return with_vjp(forward)
-
-
 def measure(done):
     """All tables, as lists of records. `done` is called with a few words after each program."""
     records = []
@@ -158,10 +154,14 @@ def measure(done):
                 record("alone", case.name, target, library, alone(case, library, target))
             if target in ("v6e", "h100"):
                 for case, kernel in BLOCKS:
-                    between = "products" if kernel is None else f"convolutions {kernel}×{kernel}"
-                    record("block", f"{case.name} between {between}", target, library, block(case, kernel, library, target))
+                    between = "products" if kernel is None else f"convolutions of size {kernel}"
+                    record(
+                        "block", f"{case.name} between {between}", target, library, block(case, kernel, library, target)
+                    )
                 for how in ("jit", "shard_map"):
-                    record("collectives", f"batch over 4 devices, {how}", target, library, sharded(how, library, target))
+                    record(
+                        "collectives", f"batch over 4 devices, {how}", target, library, sharded(how, library, target)
+                    )
     return records
 
 

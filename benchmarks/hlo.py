@@ -1,7 +1,7 @@
 """What an optimized HLO program moves: bytes to and from device memory, kernels, collectives.
 
-An operand that a kernel only slices counts as the slice, what lies in on-chip memory, S(1), does not count, the body of
-a loop counts as often as its trip count says (once if it does not say), and a conditional counts as its cheapest branch;
+An operand that a kernel only slices counts as the slice; what lies in on-chip memory, S(1), does not count. The body
+of a loop counts as often as its trip count says, once if it does not say. A conditional counts as its cheapest branch;
 what the dearest would add is counted apart.
 """
 

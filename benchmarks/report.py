@@ -73,3 +73,46 @@ def save(folder, name, columns, rows, data):
 def console():
     """As wide as its tables."""
     return Console(width=None if os.isatty(1) else 170)
+
+
+_COLORS = {"jaxnorm": "#d1495b", "flax stable": "#8d99ae", "haiku": "#6a8e7f", "equinox": "#c9a66b", "torch": "#5c5470"}
+
+
+def chart(path, data, title):
+    """Bars of the ratios: a panel a pass, a group of bars a case."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    names = [row["case"] for row in data]
+    figure, axes = plt.subplots(1, 2, figsize=(13, 1.2 + 0.42 * len(names)), sharey=True, layout="constrained")
+    for axis, which, words in zip(axes, ("forward", "both"), ("forward", "forward + backward"), strict=True):
+        for i, row in enumerate(data):
+            found = row[which]["ratios"]
+            others = [(name, v) for name, v in found.items() if name in _COLORS]
+            for name, v in others:
+                ours = name == "jaxnorm"
+                axis.plot(v, i, "o" if ours else "|", color=_COLORS[name], markersize=9 if ours else 13,
+                          markeredgewidth=2.5, label=name if i == 0 else None, zorder=3 if ours else 2)  # fmt: skip
+            axis.plot(row[which]["spread"], [i, i], color=_COLORS["jaxnorm"], linewidth=2.5, zorder=2)
+            if row[which]["goal"]:
+                axis.plot(row[which]["goal"], i, "d", color="none", markeredgecolor="black", markersize=6, zorder=4,
+                          label="goal" if i == 0 else None)  # fmt: skip
+        axis.axvline(1, color="black", linewidth=1)
+        axis.set(
+            xscale="log", xlabel="time over that of flax (fast formula)", title=words, ylim=(len(names) - 0.5, -0.5)
+        )
+        axis.set_xticks([0.1, 0.25, 0.5, 1, 2, 4], ["0.1", "0.25", "0.5", "1", "2", "4"])
+        axis.set_xlim(0.1, 6)
+        axis.minorticks_off()
+        axis.grid(axis="x", color="#dddddd")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_yticks(range(len(names)), names, fontsize=8)
+    figure.suptitle(
+        f"{title}  ({environment()['machine']}, jax {environment()['jax']}, {environment()['date']})", fontsize=10
+    )
+    handles = {text: handle for axis in axes for handle, text in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -8,6 +8,7 @@ from benchmarks import torch_norms
 from benchmarks.libraries import FLAX, installed
 from benchmarks.timing import Times, race, waiting
 
+OTHERS = ("flax stable", "haiku", "equinox", "torch")
 FLOOR = "floor"
 """What reading and writing memory takes: x + 1 forward, x + g besides with backward."""
 

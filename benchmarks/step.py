@@ -16,7 +16,11 @@ BATCH = 64
 GRID = 256
 DEPTH = 50
 
-BATCH_NORMS = {"jaxnorm": jn.linen.BatchNorm, "flax": nn.BatchNorm, "flax stable": partial(nn.BatchNorm, use_fast_variance=False)}
+BATCH_NORMS = {
+    "jaxnorm": jn.linen.BatchNorm,
+    "flax": nn.BatchNorm,
+    "flax stable": partial(nn.BatchNorm, use_fast_variance=False),
+}
 
 
 def _seconds(f):

@@ -17,15 +17,15 @@ os.environ |= {
     "TPU_STDERR_LOG_LEVEL": "3",
 }
 
-from dataclasses import dataclass  # noqa: E402
-from functools import cache  # noqa: E402
+from dataclasses import dataclass
+from functools import cache
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-from jax.experimental import topologies  # noqa: E402
-from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding  # noqa: E402
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 
-from benchmarks import hlo  # noqa: E402
+from benchmarks import hlo
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v6e": "v6e:2x2", "v5p": "v5p:2x2x1", "h100": "1x1x4"}
 

@@ -1,0 +1,201 @@
+"""The commands: measure, with a progress bar; print; save."""
+
+from contextlib import contextmanager
+
+import jax.numpy as jnp
+from rich.progress import Progress, TimeElapsedColumn
+
+from benchmarks import report
+from benchmarks.cases import CASES
+
+
+@contextmanager
+def _progress(console, total):
+    """A function to call with a few words after each of so many measurements."""
+    with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console, transient=True) as bar:
+        task = bar.add_task("measuring", total=total)
+        yield lambda what: bar.update(task, description=what, advance=1)
+
+
+def _number(v, digits=2, scale=1):
+    return "" if v is None else f"{v * scale:.{digits}f}"
+
+
+def _count(program):
+    """Collectives, and those within a conditional."""
+    some = program["conditional_collectives"]
+    return f"{program['collectives']} (+{some})" if some else f"{program['collectives']}"
+
+
+def _chosen(only):
+    return [case for case in CASES if only in case.name]
+
+
+def _show(console, out, name, title, note, columns, rows, data):
+    report.heading(console, title, note)
+    console.print(report.table(columns, rows))
+    report.save(out, name, columns, rows, data)
+    console.print(f"Saved {out / name}.json and .md", highlight=False)
+
+
+def speed(out, only, rounds, malloc):
+    """Times of all cases, as ratios, and a chart of them."""
+    from benchmarks import speed as measure
+
+    console, rows, data = report.console(), [], []
+    cases = _chosen(only)
+    with _progress(console, len(cases)) as done:
+        for case in cases:
+            row = measure.measure(case, rounds)
+            data.append(_times(row))
+            rows += _lines(data[-1])
+            done(case.name)
+    columns = ["case", "pass", "ms", "goal", "jaxnorm", "[quartiles]", *measure.OTHERS, measure.FLOOR]
+    note = (
+        f"Ratios of medians over {rounds} interleaved rounds to Flax with its default variance (Haiku where marked *), "
+        f"{malloc} malloc.\nA goal is for jaxnorm; the floor is x + 1, and x + g besides. Quartiles are of the ratios "
+        "within a round."
+    )
+    _show(console, out, f"speed-{malloc}", "Time over that of Flax", note, columns, rows, data)
+    chart = out / f"speed-{malloc}.png"
+    report.chart(chart, data, f"Time over that of Flax, {malloc} malloc")
+    console.print(f"Saved {chart}", highlight=False)
+
+
+def _times(row):
+    """A row as plain numbers."""
+    passes = {}
+    for name, times, goal in zip(
+        ("forward", "both"), (row.forward, row.both), row.case.most or (None, None), strict=True
+    ):
+        ratios = {library: times.ratio(library, row.base) for library in times.seconds}
+        spread = times.spread("jaxnorm", row.base)
+        passes[name] = {"ms": 1e3 * times.median(row.base), "goal": goal, "ratios": ratios, "spread": spread}
+    return {"case": row.case.name, "base": row.base, **passes}
+
+
+def _lines(row):
+    """Its two lines in the table."""
+    from benchmarks.speed import FLOOR, OTHERS
+
+    star = "" if row["base"] == "flax" else "*"
+    for name, words in (("forward", "forward"), ("both", "+ backward")):
+        found = row[name]
+        low, high = found["spread"]
+        yield [
+            row["case"] if name == "forward" else "",
+            words,
+            f"{found['ms']:.2f}{star}",
+            _number(found["goal"]),
+            _number(found["ratios"]["jaxnorm"]),
+            f"[{low:.2f}, {high:.2f}]",
+            *(_number(found["ratios"].get(library)) for library in (*OTHERS, FLOOR)),
+        ]
+
+
+def step(out, rounds):
+    """Whole programs."""
+    from benchmarks import step as measure
+
+    console = report.console()
+    with _progress(console, 4) as done:
+        found = {}
+        for dtype in ("float32", "bfloat16"):
+            times, costs = measure.resnet(jnp.dtype(dtype), rounds)
+            for name, cost in costs.items():
+                found[f"ResNet-18, batch {measure.BATCH}, {dtype}", name] = {
+                    "seconds": times.median(name),
+                    "spread": times.spread(name, "flax"),
+                    **cost,
+                }
+            done(f"ResNet-18 {dtype}")
+        grid = measure.grid(rounds)
+        for name in grid.seconds:
+            found[f"{measure.GRID} batch norms", name] = {
+                "seconds": grid.median(name), "spread": grid.spread(name, "Python loop"),
+            }  # fmt: skip
+        done("grid")
+        for name, cost in measure.compiling(3).items():
+            found[f"gradient of {measure.DEPTH} norms", name] = cost
+        done("compiling")
+    rows = [
+        [
+            what,
+            name,
+            _number(v.get("seconds"), 1, 1e3),
+            "[{:.2f}, {:.2f}]".format(*v["spread"]) if "spread" in v else "",
+            _number(v.get("temporaries"), 0, 1e-6),
+            _number(v.get("tracing")),
+            _number(v.get("compiling")),
+        ]
+        for (what, name), v in found.items()
+    ]
+    columns = ["program", "with", "ms", "[quartiles]", "temporaries, MB", "tracing, s", "compiling, s"]
+    note = "Quartiles of the ratio to Flax's fast formula, or to the Python loop, within a round."
+    data = [{"program": what, "with": name, **v} for (what, name), v in found.items()]
+    _show(console, out, "step", "Whole programs", note, columns, rows, data)
+
+
+def compiled(out):
+    """Programs for accelerators."""
+    from benchmarks import compiled as measure
+
+    console = report.console()
+    with _progress(console, measure.programs()) as done:
+        records = measure.measure(done)
+    rows = {}
+    for r in records:
+        forward, both = r["forward"], r["both"]
+        if r["table"] == "collectives":
+            cell = f"{_count(forward)} / {_count(both)}, {both['collective_bytes']} B"
+        else:
+            cell = f"{forward['units']:.2f} / {both['units']:.2f}"
+        rows.setdefault((r["table"], r["target"], r["what"]), {})[r["library"]] = cell
+    lines = [
+        [what, target, *(cells[name] for name in measure.NAMES)] for (_, target, what), cells in sorted(rows.items())
+    ]
+    columns = ["program", "target", *measure.NAMES]
+    note = (
+        "Passes over x to and from device memory, forward / with backward. For the batch over devices: collectives "
+        "(+ those within a conditional) and their bytes.\nThese are compiled programs, counted; nothing was run on a "
+        "device, and they are no timings."
+    )
+    _show(console, out, "compiled", "Programs for TPU and GPU", note, columns, lines, records)
+
+
+def accuracy(out):
+    """Errors on hostile inputs."""
+    from benchmarks import accuracy as measure
+
+    console, rows, data = report.console(), [], {}
+    names = list(measure.hostile((1, 1, 1, 1)))
+    with _progress(console, len(names)) as done:
+        for name in names:
+            data[name] = measure.measure(name)
+            done(name)
+    libraries = list(data[names[0]])
+    for what in ("y", "mean", "variance"):
+        for name in names:
+            values = [data[name][library][what] for library in libraries]
+            rows.append([f"{what}, {name}", *(f"{v:.2g}" if v < 100 else f"{v:.0e}" for v in values)])
+    note = (
+        "Worst errors in units of 2⁻²⁴: of y relative to 1 + |y|, over batch, instance, layer and group norm; of the "
+        "running mean relative to the standard deviation, of the running variance relative to itself."
+    )
+    _show(console, out, "accuracy", "Errors on hostile inputs", note, ["of", *libraries], rows, data)
+
+
+def memory(out, only):
+    """What is kept for the backward pass."""
+    from benchmarks import memory as measure
+
+    console, data = report.console(), {}
+    cases = _chosen(only)
+    with _progress(console, len(cases)) as done:
+        for case in cases:
+            data[case.name] = measure.measure(case)
+            done(case.name)
+    libraries = list(data[cases[0].name])
+    rows = [[name, *(_number(found[library], 3) for library in libraries)] for name, found in data.items()]
+    note = "Bytes kept between the forward and the backward pass, over the bytes of x."
+    _show(console, out, "memory", "Memory for the backward pass", note, ["case", *libraries], rows, data)
