@@ -27,6 +27,11 @@ def real_dtype(x):
     return jnp.finfo(wide_dtype(x)).dtype
 
 
+def no_more(size, limit):
+    """Whether a size is known to be within a limit: one of an exported program may be a symbol."""
+    return isinstance(size, int) and size <= limit
+
+
 def dot(a, b):
     """Re(ā b), elementwise."""
     return (a.conj() * b).real if jnp.iscomplexobj(a) else a * b
@@ -147,9 +152,9 @@ def _stages(axes, shape):
     axes = sorted(axes)
     cuts = [i for i in range(1, len(axes)) if axes[i] > axes[i - 1] + 1]
     runs = [axes[i:j] for i, j in pairwise([0, *cuts, len(axes)])]
-    small = math.prod(shape) <= _SMALL
+    small = no_more(math.prod(shape), _SMALL)
     stages = []
     for run in reversed([run for run in runs if run]):
-        strided = run[0] > 0 and run[-1] < len(shape) - 1 and shape[run[-1]] >= 8
+        strided = run[0] > 0 and run[-1] < len(shape) - 1 and not no_more(shape[run[-1]], 7)
         stages += [[a] for a in reversed(run)] if small or strided else [run]
     return stages

@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array
 
 from jaxnorm._compilers import after, by_platform, own
-from jaxnorm._over import deviation, dot, included, inverse, real_dtype, wide_dtype
+from jaxnorm._over import deviation, dot, included, inverse, no_more, real_dtype, wide_dtype
 from jaxnorm._tangents import moving, plus
 
 # A pivot is poor beyond √3 standard deviations from the mean: within, the variance loses two bits at most. Each trip
@@ -104,21 +104,26 @@ def _about_zero(over, x, where):
 
 def _about_zero_or(over, expected, x, where):
     """The same, but straight about the expected mean if 0 is expected to be poor."""
-    far = jnp.any(_far(*expected))
+    mean = _finite_mean(expected)
+    far = jnp.any(_far(mean, expected.var))
     # What makes the guard move to pivot + 0.
     unknown = [jnp.zeros_like(x, v.dtype).sum(over.axes, keepdims=True) for v in (expected.var, *expected)]
     unknown[2] += jnp.inf
     found = lax.cond(far, lambda x: tuple(unknown), lambda x: _about(over, x, where, None), x)
-    return _settle(over, x, where, jnp.where(far, expected.mean, 0), found)
+    return _settle(over, x, where, jnp.where(far, mean, 0), found)
 
 
 def _about_expected(over, expected, x, where):
     """About the expected mean, and again where that was poor."""
-    # One that is not finite would never settle.
-    pivot = jnp.where(jnp.isfinite(expected.mean), expected.mean, 0)
+    mean = _finite_mean(expected)
     # On a TPU, a conditional would keep a small x from staying on the chip.
-    bare = not over.names and x.nbytes <= _ON_CHIP
-    return _settle(over, x, where, pivot, _about(over, x, where, pivot), bare)
+    bare = not over.names and no_more(x.nbytes, _ON_CHIP)
+    return _settle(over, x, where, mean, _about(over, x, where, mean), bare)
+
+
+def _finite_mean(expected):
+    """0 where it is not finite: about that, nothing would ever settle."""
+    return jnp.where(jnp.isfinite(expected.mean), expected.mean, 0)
 
 
 def _about_pilot(over, x, where):
@@ -176,7 +181,8 @@ def _ways(over, kept, x, where, expected):
     if expected is not None:
         running = partial(_about_expected, over, expected)
         return {"cpu": zero if over.names else partial(_about_zero_or, over, expected), "default": running}
-    sliceable = over.axes and x.size > 0 and jax.typeof(x).sharding.is_fully_replicated
+    known = 0 not in x.shape and all(isinstance(x.shape[a], int) for a in over.axes)
+    sliceable = over.axes and known and jax.typeof(x).sharding.is_fully_replicated
     if where is not None or over.names or not sliceable:
         return {"default": zero}
     pilot = partial(_about_pilot, over)

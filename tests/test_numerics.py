@@ -61,10 +61,10 @@ def test_hostile_inputs(spec, shape):
     assert max(errors.values()) < BOUND, errors
 
 
-@pytest.mark.parametrize("mean", [0.0, 3.0, 1e4, -1e30, np.inf, np.nan])
+@pytest.mark.parametrize("mean", [0.0, 3.0, 1e4, -1e30, np.inf, np.nan, (0, 1e4, np.nan, -np.inf, 3)], ids=str)
 def test_no_running_mean_spoils_the_batch(mean):
     x = np.random.default_rng(0).standard_normal((64, 5)).astype(np.float32) + 3
-    state = jn.BatchNorm().init(5)[1]._replace(mean=jnp.full(5, mean))
+    state = jn.BatchNorm().init(5)[1]._replace(mean=jnp.full(5, jnp.array(mean, jnp.float32)))
     y, _ = jax.jit(lambda s: jn.batch_norm(x, s, train=True))(state)
     assert oracle.ulps(y, oracle.normalize(jn.BatchNorm(), x)) < BOUND
 

@@ -173,6 +173,17 @@ def test_one_export_serves_all_platforms():
     np.testing.assert_allclose(y, ours(case)(*args)[0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_batch_of_any_size_is_exported(name):
+    (batch,) = export.symbolic_shape("batch")
+    spec, shape = HOSTILE[name], (6, 4, 4, 8)
+    state = spec.init(spec.features(shape))[1]
+    norm = jax.jit(lambda x: spec.apply(jn.Affine(), state, x, train=True)[0])
+    exported = export.export(norm)(jax.ShapeDtypeStruct((batch, *shape[1:]), jnp.float32))
+    x = jax.random.normal(jax.random.key(0), shape)
+    np.testing.assert_allclose(exported.call(x), norm(x), atol=1e-6)
+
+
 def test_a_bfloat16_gradient_is_rounded_once():
     """Twice, where JAX adds what comes back through y and through its statistics."""
     x = jax.random.normal(jax.random.key(0), (64, 8), jnp.bfloat16)
