@@ -79,7 +79,7 @@ def _terms_each(x, where, pivot, delta, r, s, dx, dmean, dr, dscale, dbias):
 
 def _filled(t, x):
     """A vector as large as `x`. The zero makes it vary over a mesh as x does before: the transpose sends vectors."""
-    return t if t is None else fill(t + jnp.zeros_like(x, t.dtype).sum(), x)
+    return t if t is None else fill(t + jax.lax.full_like(x, 0, t.dtype, shape=()), x)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
