@@ -11,7 +11,10 @@ import jaxnorm as jn
 
 @dataclass(frozen=True)
 class Case:
-    """A norm and an array, and what its time over that of Flax's fast formula should be, forward and with backward."""
+    """A norm and an array, and what its time over that of Flax's fast formula should be, forward and with backward.
+
+    A quarter of the positions is masked, or none. `mean` is that of the data, `expected` the running one.
+    """
 
     kind: str
     shape: tuple[int, ...]
@@ -19,12 +22,16 @@ class Case:
     channel_axis: int = -1
     groups: int = 32
     most: tuple[float, float] | None = None
+    masked: bool = False
+    mean: float = 0
+    expected: float = 0
 
     @property
     def name(self):
         layout = "" if len(self.shape) < 3 else " channels last" if self.channel_axis == -1 else " channels first"
         dtype = {"float32": "f32", "bfloat16": "bf16"}[self.dtype]
-        return f"{self.kind} {'×'.join(map(str, self.shape))}{layout} {dtype}"
+        mean = f", mean {self.mean:g}" + (", as running" if self.expected else "") if self.mean else ""
+        return f"{self.kind} {'×'.join(map(str, self.shape))}{layout} {dtype}{', masked' * self.masked}{mean}"
 
     @property
     def size(self):
@@ -50,12 +57,16 @@ class Case:
         raise ValueError(f"no norm is called {self.kind!r}")
 
     def data(self, seed=0):
-        """A cotangent of y, and what a library takes: x, scale, bias (None for RMS norm), running mean and variance."""
-        keys = jax.random.split(jax.random.key(seed), 4)
+        """A cotangent of y, and what a library takes: x, scale, bias (None for RMS norm), running mean and variance.
+
+        And a mask, if there is one.
+        """
+        keys = jax.random.split(jax.random.key(seed), 5)
         x, g = (jax.random.normal(k, self.shape, self.dtype) for k in keys[:2])
-        scale, bias = (1 + jax.random.uniform(k, (self.channels,)) for k in keys[2:])
-        state = jnp.zeros(self.channels), jnp.ones(self.channels)
-        return g, (x, scale, None if self.kind == "rms" else bias, *state)
+        scale, bias = (1 + jax.random.uniform(k, (self.channels,)) for k in keys[2:4])
+        state = jnp.full(self.channels, self.expected, jnp.float32), jnp.ones(self.channels)
+        mask = (jax.random.uniform(keys[4], (*self.shape[:-1], 1)) > 0.25,) if self.masked else ()
+        return g, (x + jnp.asarray(self.mean, x.dtype), scale, None if self.kind == "rms" else bias, *state, *mask)
 
 
 def _channels_first(case):
@@ -86,6 +97,15 @@ _SMALL = [
     Case("batch", (256, 1, 1, 512), most=(1.2, 0.40)),
 ]
 
+_MASKED = [Case(kind, (32, 56, 56, 64), masked=True) for kind in ("batch", "instance")]
+
+# Where a look about 0 does not do.
+_FAR = [
+    Case("batch", (32, 56, 56, 64), mean=30, expected=30),
+    *(Case(kind, (32, 56, 56, 64), mean=30) for kind in ("batch", "instance", "group")),
+    Case("layer", (4096, 768), mean=30),
+]
+
 
 def _narrow(case):
     return replace(case, dtype="bfloat16", most=(0.45, 0.45) if case.kind == "batch" else None)
@@ -98,4 +118,6 @@ CASES = [
     *_SMALL,
     *(_narrow(case) for case in (*_IMAGES, *_ROWS)),
     *(_narrow(_channels_first(case)) for case in _IMAGES[:2]),
+    *_MASKED,
+    *_FAR,
 ]

@@ -1,7 +1,8 @@
 """The same norm in several libraries, in training mode.
 
 A builder takes a case and gives a function of (x, scale, bias, mean, var), the latter two being running statistics, and
-None where its library has no such norm. That function gives y, and the running statistics after a batch (batch norm).
+a mask if the case has one. That function gives y, and the running statistics after a batch (batch norm). The builder
+gives None where its library has no such norm.
 """
 
 from functools import partial
@@ -18,13 +19,13 @@ def ours(case, momentum=0.99):
     """jaxnorm."""
     spec = case.spec
 
-    def apply(x, scale, bias, mean, var):
+    def apply(x, scale, bias, mean, var, mask=None):
         if case.kind != "batch":
-            return spec.apply(jn.Affine(scale, bias), None, x, train=True)
+            return spec.apply(jn.Affine(scale, bias), None, x, train=True, where=mask)
         state = jn.RunningStats(mean, var, jnp.int32(0))
         return jn.batch_norm(
-            x, state, scale, bias, train=True, channel_axis=case.channel_axis, momentum=momentum
-        )  # fmt: skip
+            x, state, scale, bias, train=True, channel_axis=case.channel_axis, momentum=momentum, where=mask
+        )
 
     return apply
 
@@ -46,16 +47,18 @@ def flax(case, momentum=0.99, fast=True):
         case "rms":
             norm = nn.RMSNorm(**shared)
 
-    def apply(x, scale, bias, mean, var):
+    def apply(x, scale, bias, mean, var, mask=None):
         params = {"scale": scale} if bias is None else {"scale": scale, "bias": bias}
         variables = {"params": params, "batch_stats": {"mean": mean, "var": var}}
-        return norm.apply(variables, x, mutable=["batch_stats"])
+        return norm.apply(variables, x, mask=mask, mutable=["batch_stats"])
 
     return apply
 
 
 def haiku(case, momentum=0.99):
-    """dm-haiku."""
+    """dm-haiku: no masks."""
+    if case.masked:
+        return None
     import haiku as hk
 
     layout = {"data_format": "channels_first" if case.channel_axis == 1 else "channels_last"}
@@ -93,11 +96,11 @@ def haiku(case, momentum=0.99):
 
 
 def equinox(case, momentum=0.99):
-    """equinox: examples under vmap, channels first."""
+    """equinox: examples under vmap, channels first, no masks."""
+    if case.masked or (len(case.shape) > 2 and case.channel_axis != 1):
+        return None
     import equinox as eqx
 
-    if len(case.shape) > 2 and case.channel_axis != 1:
-        return None
     match case.kind:
         case "batch":
             make = eqx.nn.make_with_state(eqx.nn.BatchNorm)

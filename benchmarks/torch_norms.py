@@ -6,8 +6,8 @@ import numpy as np
 
 
 def contestants(case):
-    """Functions without arguments: forward, and forward with backward; None without PyTorch."""
-    if not find_spec("torch"):
+    """Functions without arguments: forward, and forward with backward; None without PyTorch, and for masks."""
+    if case.masked or not find_spec("torch"):
         return None
     import torch
 
@@ -28,7 +28,7 @@ def _norm(case):
     dtype = getattr(torch, case.dtype)
     cotangent, args = case.data()
     g, x, scale, bias, mean, var = (
-        v if v is None else torch.from_numpy(np.array(v, np.float32)) for v in (cotangent, *args)
+        v if v is None else torch.from_numpy(np.array(v, np.float32)) for v in (cotangent, *args[:5])
     )
     if case.channel_axis == -1 and x.ndim == 4:
         # A permuted channels-last array is one in PyTorch's format.
@@ -55,7 +55,9 @@ def _norm(case):
 
 
 def kept(case):
-    """Bytes of the tensors that autograd saves, over those of x."""
+    """Bytes of the tensors that autograd saves, over those of x; None for masks."""
+    if case.masked:
+        return None
     import torch
 
     saved = {}

@@ -16,6 +16,14 @@ def _rsqrt(v):
     return jnp.where(v > 0, jax.lax.rsqrt(jnp.where(v > 0, v, 1)), 0)
 
 
+def _factor(pivot, v):
+    """The same, for data about a pivot."""
+    if pivot is not None:
+        return _rsqrt(v)
+    # Where the mean square of x is 0, so is x, and any number does. With this one, GPUs keep a row in registers.
+    return jax.lax.rsqrt(jnp.maximum(v, jnp.finfo(v.dtype).tiny))
+
+
 def _finite(d, where):
     """`d`, and 0 where padding is NaN or Inf: what follows would turn a cotangent of 0 into 0 · NaN."""
     return d if where is None else jnp.where(included(where) | jnp.isfinite(d), d, 0)
@@ -23,7 +31,7 @@ def _finite(d, where):
 
 def _value(dtype, x, where, pivot, delta, var, scale, bias, epsilon):
     """y = (x − μ) · scale / √(var + ε) + bias, with μ = pivot + delta."""
-    a = _rsqrt(var + epsilon).astype(wide_dtype(x))
+    a = _factor(pivot, var + epsilon).astype(wide_dtype(x))
     a = a if scale is None else a * scale.astype(a.dtype)
     y = _finite(deviation(*own_copies(2, x, pivot, delta)), where) * a
     y = y if bias is None else y + bias.astype(a.dtype)

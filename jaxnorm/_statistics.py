@@ -6,7 +6,7 @@ One look at the data gives both sums. They lose no more than a factor 1 + |δ|²
 within a few standard deviations of the mean is as good as the mean itself.
 """
 
-from functools import partial, reduce
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -130,21 +130,18 @@ def _about_pilot(over, x, where):
     """About the mean of a part of the data, without a branch.
 
     A part that holds a fraction f of the data, with its mean at p, adds f (p − μ)²/(1 − f) at least to the variance.
-    Of three parts, that with the median counts: one that is unlike the rest has no say. Within the parts' range, p is
-    the constant where all data are one constant.
+    Of three parts, that with the median counts: one that is unlike the rest has no say.
     """
     # Along positions rather than examples: these may be on other devices, and a TPU may have them in lanes.
     axis = max(over.axes, key=lambda a: (x.shape[a] >= _PILOT, a > 0, -a))
     size = max(1, x.shape[axis] // (3 * _PILOT))
     last = x.shape[axis] - size
     parts = [lax.slice_in_dim(x, i, i + size, axis=axis).astype(wide_dtype(x)) for i in (0, last // 2, last)]
-    pivot = _median(*(over.sum(part) * (1 / over.size(part)) for part in parts))
-    if not jnp.iscomplexobj(x):
-        least, most = (
-            reduce(both, [over.extreme(one, part) for part in parts])
-            for one, both in ((jnp.min, jnp.minimum), (jnp.max, jnp.maximum))
-        )
-        pivot = jnp.clip(pivot, least, most)
+    # From one of the data, so that the pivot of a constant is that constant.
+    some = over.one(x).astype(wide_dtype(x))
+    channels = over._replace(groups=None)
+    means = (channels.sum(part - some) * (1 / channels.size(part)) for part in parts)
+    pivot = some + over.mean(_median(*means))
     n, delta, var = _about(over, x, where, pivot)
     return n, pivot, delta, var
 
