@@ -13,7 +13,7 @@ from jaxnorm._tangents import moving, plus, times
 
 def _rsqrt(v):
     """1/√v, and 0 where v = 0: a constant has no deviation to divide, also with ε = 0."""
-    return jnp.where(v > 0, jax.lax.rsqrt(jnp.where(v > 0, v, 1)), 0)
+    return jax.lax.rsqrt(jnp.where(v > 0, v, jnp.inf))
 
 
 def _factor(pivot, v):

@@ -54,18 +54,23 @@ def own_copies(copy, x, *vectors) -> tuple[Any, ...]:
     return x, *(v if v is None else own(copy, v) for v in vectors)
 
 
-def _about(over, x, where, pivot) -> tuple[Any, Any, Any]:
-    """count, δ and var of `x` about a pivot, from one look at it and one collective."""
+def _about(over, x, where, pivot, n=None) -> tuple[Any, Any, Any]:
+    """count, δ and var of `x` about a pivot, from one look at it and one collective. The count may be known."""
     d, d_ = (among(deviation(*operands), where) for operands in ((x, pivot), own_copies(1, x, pivot)))
     sums = [over.sum(_weigh(v, where)) for v in ([d, dot(d_, d_)] if over.centered else [dot(d_, d_)])]
-    if where is None:
-        n, sums = jnp.full(over.shape(x), over.size(x), real_dtype(x)), over.across(*sums)
-    else:
+    if n is None and where is not None:
         n, *sums = over.across(over.weight(x, where), *sums)
+    else:
+        n, sums = _size(over, x) if n is None else n, over.across(*sums)
     *delta, square = (v * inverse(n).astype(v.dtype) for v in sums)
     if not over.centered:
         return n, None, square
     return n, delta[0], jnp.maximum(square - dot(delta[0], delta[0]), 0)
+
+
+def _size(over, x):
+    """The count where nothing is masked."""
+    return jnp.full(over.shape(x), over.size(x), real_dtype(x))
 
 
 def _far(delta, var):
@@ -79,22 +84,22 @@ def _settle(over, x, where, pivot, found, bare=False):
     """Statistics about a pivot, as found; while that is poor anywhere, again about the mean just found."""
 
     def poor(s):
-        trips, _, _, delta, var = s
+        trips, _, delta, var = s
         return (trips < _TRIPS) & jnp.any(_far(delta, var))
 
     def move(s):
-        trips, _, pivot, delta, _ = s
+        trips, pivot, delta, _ = s
         pivot = pivot + delta
-        n, delta, var = _about(over, after(pivot, x), where, pivot)
-        return trips + 1, n, pivot, delta, var
+        _, delta, var = _about(over, after(pivot, x), where, pivot, n)
+        return trips + 1, pivot, delta, var
 
     n, delta, var = found
     # The zeros give the pivot the sharding of delta, and make it vary over a mesh as delta does.
-    first = (jnp.int32(0), n, pivot + jnp.zeros_like(delta), delta, var)
+    first = (jnp.int32(0), pivot + jnp.zeros_like(delta), delta, var)
     # The loop alone would do; a conditional around it is cheaper where x is large.
     if bare:
-        return lax.while_loop(poor, move, first)[1:]
-    return lax.cond(poor(first), partial(lax.while_loop, poor, move), lambda s: s, first)[1:]
+        return n, *lax.while_loop(poor, move, first)[1:]
+    return n, *lax.cond(poor(first), partial(lax.while_loop, poor, move), lambda s: s, first)[1:]
 
 
 def _about_zero(over, x, where):
@@ -106,11 +111,12 @@ def _about_zero_or(over, expected, x, where):
     """The same, but straight about the expected mean if 0 is expected to be poor."""
     mean = _finite_mean(expected)
     far = jnp.any(_far(mean, expected.var))
+    n = _size(over, x) if where is None else over.weight(x, where)
     # What makes the guard move to pivot + 0.
-    unknown = [jnp.zeros_like(x, v.dtype).sum(over.axes, keepdims=True) for v in (expected.var, *expected)]
-    unknown[2] += jnp.inf
-    found = lax.cond(far, lambda x: tuple(unknown), lambda x: _about(over, x, where, None), x)
-    return _settle(over, x, where, jnp.where(far, mean, 0), found)
+    delta, var = (jnp.zeros_like(x, v.dtype).sum(over.axes, keepdims=True) for v in expected)
+    unknown = delta, var + jnp.inf
+    found = lax.cond(far, lambda x: unknown, lambda x: _about(over, x, where, None, n)[1:], x)
+    return _settle(over, x, where, jnp.where(far, mean, 0), (n, *found))
 
 
 def _about_expected(over, expected, x, where):
@@ -163,7 +169,7 @@ def _about_mean(over, x, where):
     pivot = first + mean(deviation(x, first))
     delta = mean(deviation(x, pivot))
     d = deviation(x, pivot, delta)
-    return jnp.full(over.shape(x), over.size(x), real_dtype(x)), pivot, delta, mean(dot(d, d))
+    return _size(over, x), pivot, delta, mean(dot(d, d))
 
 
 def _ways(over, kept, x, where, expected):
