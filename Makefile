@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo bench test lint suite flax wheel oldest interpreters clean
+.PHONY: demo bench test lint suite flax wheel oldest compilers interpreters clean
 
 demo: $(VENV)/demo
 	$(RUN)/python -m jaxnorm $(ARGS)
@@ -40,6 +40,11 @@ wheel: $(VENV)/test
 oldest: $(VENV)-oldest/oldest
 	cd tests && ../$(VENV)-oldest/bin/pytest -W ignore::DeprecationWarning test_linen.py test_nnx.py test_flax*.py \
 		test_drop_ins*.py test_checkpoints.py test_numerics.py test_moments.py test_specs.py test_compiled.py
+
+# What compilers for TPU and GPU make of our programs; this needs no such device.
+compilers: $(VENV)/bench
+	$(RUN)/python -c "from benchmarks import compiled; compiled.environment()"
+	$(VENV)-compilers/bin/pytest tests/test_compilers.py
 
 # Every other interpreter that the machine has, each with the newest jax that its index offers.
 interpreters:

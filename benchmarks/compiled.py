@@ -48,7 +48,9 @@ def environment():
         print(f"Installing the compilers for TPU and GPU into {folder} (once; some minutes) ...", flush=True)
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         pip = [python, "-m", "pip", "install", "--quiet"]
-        subprocess.run([*pip, f"jax[tpu]=={jax.__version__}", f"flax=={version('flax')}", "-e", ".[bench]"], check=True)
+        subprocess.run(
+            [*pip, f"jax[tpu]=={jax.__version__}", f"flax=={version('flax')}", "-e", ".[bench,suite]"], check=True
+        )
         plugins = [f"{name}=={jax.__version__}" for name in ("jax-cuda12-plugin", "jax-cuda12-pjrt")]
         subprocess.run([*pip, "--no-deps", *plugins], check=True)
         (folder / "ready").touch()

@@ -39,11 +39,18 @@ def environment():
     }
 
 
-def heading(console, title, note):
-    """What the next table shows, and in which environment."""
-    where = ", ".join(f"{name} {value}" for name, value in environment().items() if name not in ("date", "machine"))
+def where():
+    """The environment in a line."""
+    found = environment()
+    packages = ", ".join(f"{name} {value}" for name, value in found.items() if name not in ("date", "machine"))
+    return f"{found['date']}; {found['machine']}; {packages}"
+
+
+def show(console, title, note, columns, rows):
+    """A table, with what it shows and in which environment."""
     console.print(f"\n[bold]{title}[/bold]\n{note}", highlight=False)
-    console.print(f"{environment()['date']}; {environment()['machine']}; {where}\n", highlight=False, style="dim")
+    console.print(where() + "\n", highlight=False, style="dim")
+    console.print(table(columns, rows))
 
 
 def table(columns, rows):
@@ -62,12 +69,13 @@ def markdown(columns, rows):
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-def save(folder, name, columns, rows, data):
-    """`name.json` and `name.md`."""
+def save(folder, name, title, note, columns, rows, data):
+    """`name.json`, and `name.md` to be read."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"environment": environment(), name: data}, indent=1, ensure_ascii=False)
     (folder / f"{name}.json").write_text(text + "\n")
-    (folder / f"{name}.md").write_text(markdown(columns, rows) + "\n")
+    page = f"## {title}\n\n{note}\n\n{where()}\n\n{markdown(columns, rows)}\n"
+    (folder / f"{name}.md").write_text(page)
 
 
 def console():
@@ -86,25 +94,25 @@ def chart(path, data, title):
     from matplotlib import pyplot as plt
 
     names = [row["case"] for row in data]
-    figure, axes = plt.subplots(1, 2, figsize=(13, 1.2 + 0.42 * len(names)), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(13, 1.4 + 0.25 * len(names)), sharey=True, layout="constrained")
     for axis, which, words in zip(axes, ("forward", "both"), ("forward", "forward + backward"), strict=True):
         for i, row in enumerate(data):
             found = row[which]["ratios"]
             others = [(name, v) for name, v in found.items() if name in _COLORS]
             for name, v in others:
                 ours = name == "jaxnorm"
-                axis.plot(v, i, "o" if ours else "|", color=_COLORS[name], markersize=9 if ours else 13,
-                          markeredgewidth=2.5, label=name if i == 0 else None, zorder=3 if ours else 2)  # fmt: skip
+                axis.plot(v, i, "o" if ours else "|", color=_COLORS[name], markersize=7 if ours else 10,
+                          markeredgewidth=2.5, label=name, zorder=3 if ours else 2)  # fmt: skip
             axis.plot(row[which]["spread"], [i, i], color=_COLORS["jaxnorm"], linewidth=2.5, zorder=2)
             if row[which]["goal"]:
-                axis.plot(row[which]["goal"], i, "d", color="none", markeredgecolor="black", markersize=6, zorder=4,
-                          label="goal" if i == 0 else None)  # fmt: skip
+                axis.plot(row[which]["goal"], i, "d", color="none", markeredgecolor="black", markersize=5, zorder=4,
+                          label="goal")  # fmt: skip
         axis.axvline(1, color="black", linewidth=1)
         axis.set(
-            xscale="log", xlabel="time over that of flax (fast formula)", title=words, ylim=(len(names) - 0.5, -0.5)
+            xscale="log", xlabel="time over that of Flax's fast formula", title=words, ylim=(len(names) - 0.5, -0.5)
         )
-        axis.set_xticks([0.1, 0.25, 0.5, 1, 2, 4], ["0.1", "0.25", "0.5", "1", "2", "4"])
-        axis.set_xlim(0.1, 6)
+        axis.set_xticks([0.1, 0.25, 0.5, 1, 2, 4, 8], ["0.1", "0.25", "0.5", "1", "2", "4", "8"])
+        axis.set_xlim(0.05, 9)
         axis.minorticks_off()
         axis.grid(axis="x", color="#dddddd")
         axis.spines[["top", "right"]].set_visible(False)

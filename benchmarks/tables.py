@@ -32,9 +32,8 @@ def _chosen(only):
 
 
 def _show(console, out, name, title, note, columns, rows, data):
-    report.heading(console, title, note)
-    console.print(report.table(columns, rows))
-    report.save(out, name, columns, rows, data)
+    report.show(console, title, note, columns, rows)
+    report.save(out, name, title, note, columns, rows, data)
     console.print(f"Saved {out / name}.json and .md", highlight=False)
 
 
@@ -50,7 +49,7 @@ def speed(out, only, rounds, malloc):
             data.append(_times(row))
             rows += _lines(data[-1])
             done(case.name)
-    columns = ["case", "pass", "ms", "goal", "jaxnorm", "[quartiles]", *measure.OTHERS, measure.FLOOR]
+    columns = ["case", "pass", "flax, ms", "goal", "jaxnorm", "[quartiles]", *measure.OTHERS, measure.FLOOR]
     note = (
         f"Ratios of medians over {rounds} interleaved rounds to Flax with its default variance (Haiku where marked *), "
         f"{malloc} malloc.\nA goal is for jaxnorm; the floor is x + 1, and x + g besides. Quartiles are of the ratios "

@@ -100,11 +100,6 @@ class Over(NamedTuple):
             v = own(1, v).sum(stage, keepdims=True)
         return self._pool(v)
 
-    def one(self, x):
-        """One of the elements that share a statistic."""
-        first = lax.slice(x, (0,) * x.ndim, self.shape(x))
-        return self._pool(first, lambda blocks, axis, keepdims: lax.slice_in_dim(blocks, 0, 1, axis=axis))
-
     def mean(self, v):
         """The mean over the channels of a group of a statistic of each."""
         return self._pool(v, jnp.mean)

@@ -143,11 +143,16 @@ def _about_pilot(over, x, where):
     size = max(1, x.shape[axis] // (3 * _PILOT))
     last = x.shape[axis] - size
     parts = [lax.slice_in_dim(x, i, i + size, axis=axis).astype(wide_dtype(x)) for i in (0, last // 2, last)]
-    # From one of the data, so that the pivot of a constant is that constant.
-    some = over.one(x).astype(wide_dtype(x))
     channels = over._replace(groups=None)
-    means = (channels.sum(part - some) * (1 / channels.size(part)) for part in parts)
-    pivot = some + over.mean(_median(*means))
+
+    def mean(part):
+        return channels.sum(part) * (1 / channels.size(part))
+
+    # The others about the first: the pivot of a constant is that constant.
+    first, *others = parts
+    first = mean(first)
+    pivot = over.mean(first)
+    pivot += over.mean(_median(first - pivot, *(mean(part - pivot) for part in others)))
     n, delta, var = _about(over, x, where, pivot)
     return n, pivot, delta, var
 

@@ -1,0 +1,67 @@
+"""What compilers for TPU and GPU make of our programs: passes over the data and collectives, exactly. No timings.
+
+Runs where these compilers are installed: `make compilers`.
+"""
+
+from importlib.util import find_spec
+
+import jax
+import pytest
+
+from benchmarks import compiled
+from benchmarks.cases import Case
+
+IMAGES, ROWS = (256, 56, 56, 64), (8192, 4096)
+# Passes over x, forward and with the backward pass. What a pilot reads is what exceeds whole numbers.
+UNITS = {
+    "v6e": {
+        ("batch", "float32"): (3.01, 8.01),
+        ("batch", "bfloat16"): (3.01, 8.01),
+        ("instance", "float32"): (3.06, 8.06),
+        ("instance", "bfloat16"): (3.06, 8.06),
+        ("group", "float32"): (3.06, 8.06),
+        ("layer", "float32"): (3.10, 8.10),
+        ("rms", "float32"): (3.01, 8.01),
+    },
+    "h100": {
+        ("batch", "float32"): (3.01, 8.02),
+        ("batch", "bfloat16"): (3.02, 8.05),
+        ("instance", "float32"): (3.07, 8.08),
+        ("layer", "float32"): (2.01, 8.10),
+        ("rms", "float32"): (2.01, 8.03),
+    },
+}
+PLUGINS = {"v6e": "libtpu", "h100": "jax_cuda12_plugin"}
+
+
+def needs(target):
+    return pytest.mark.skipif(not find_spec(PLUGINS[target]), reason=f"no compiler for {target}: make compilers")
+
+
+@pytest.mark.parametrize(
+    ("target", "kind", "dtype"),
+    [pytest.param(target, *row, marks=needs(target)) for target, rows in UNITS.items() for row in rows],
+)
+def test_passes_over_the_data(target, kind, dtype):
+    case = Case(kind, ROWS if kind in ("layer", "rms") else IMAGES, dtype)
+    programs = compiled.alone(case, "jaxnorm", target)
+    for program, most in zip(programs, UNITS[target][kind, dtype], strict=True):
+        assert program.units <= most
+        assert program.temporary_units < 0.05
+
+
+@needs("v6e")
+def test_between_convolutions_no_more_than_flax():
+    case = Case("batch", (256, 28, 28, 128), "bfloat16")
+    with jax.numpy_dtype_promotion("standard"):
+        ours, flax = (compiled.block(case, 1, library, "v6e")[1] for library in ("jaxnorm", "flax"))
+    assert ours.units <= flax.units + 0.01
+
+
+@pytest.mark.parametrize("how", ["jit", "shard_map"])
+@pytest.mark.parametrize("target", [pytest.param(target, marks=needs(target)) for target in PLUGINS])
+def test_one_collective_each_way(target, how):
+    forward, both = compiled.sharded(how, "jaxnorm", target)
+    assert (forward.collectives, both.collectives) == (1, 2)
+    assert both.conditional_collectives <= 1
+    assert both.collective_bytes <= 2048
