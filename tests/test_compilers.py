@@ -47,7 +47,8 @@ def test_passes_over_the_data(target, kind, dtype):
     programs = compiled.alone(case, "jaxnorm", target)
     for program, most in zip(programs, UNITS[target][kind, dtype], strict=True):
         assert program.units <= most
-        assert program.temporary_units < 0.05
+        # A TPU puts 64 channels into 128 lanes, or the batch; the branch for a poor running mean has its own layout.
+        assert program.temporary_units < (2.1 if (target, kind) == ("v6e", "batch") else 0.05)
 
 
 @needs("v6e")
