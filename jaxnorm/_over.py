@@ -119,14 +119,27 @@ class Over(NamedTuple):
         copies = math.prod(x.shape[a] for a in self.axes if where.shape[a] == 1)
         return self._pool(jnp.broadcast_to(total * copies, self.shape(x)))
 
+    def once(self, v):
+        """A statistic once a group, as it is kept and sent."""
+        return lax.slice_in_dim(v, 0, None, v.shape[self.channel] // self.groups, self.channel) if self.groups else v
+
+    def repeated(self, v, x):
+        """The same for each channel of `x`, as it is computed with."""
+        if not self.groups:
+            return v
+        c, size = self.channel, x.shape[self.channel] // self.groups
+        blocks = *v.shape[: c + 1], size, *v.shape[c + 1 :]
+        return jnp.broadcast_to(jnp.expand_dims(v, c + 1), blocks).reshape(*v.shape[:c], -1, *v.shape[c + 1 :])
+
     def across(self, *sums):
         """Each sum over all devices: one collective for all of them."""
         if not self.names:
             return sums
         dtype = next((v.dtype for v in sums if jnp.iscomplexobj(v)), sums[0].dtype)
-        stack = jnp.stack([v.astype(dtype) for v in sums])
+        stack = jnp.stack([self.once(v).astype(dtype) for v in sums])
         packed = lax.psum(stack, self.names, axis_index_groups=self.teams)
-        return [p if jnp.iscomplexobj(v) else p.real for p, v in zip(packed, sums, strict=True)]
+        pairs = ((self.repeated(p, v), v) for p, v in zip(packed, sums, strict=True))
+        return [p if jnp.iscomplexobj(v) else p.real for p, v in pairs]
 
     def _devices(self):
         if self.teams is None:
@@ -138,9 +151,9 @@ class Over(NamedTuple):
         # Channels were summed before groups of them are: this array is tiny, and x itself is never reshaped.
         if not self.groups:
             return v
-        c, size = self.channel, v.shape[self.channel] // self.groups
-        blocks = v.reshape(*v.shape[:c], self.groups, size, *v.shape[c + 1 :])
-        return jnp.broadcast_to(pool(blocks, c + 1, keepdims=True), blocks.shape).reshape(v.shape)
+        c = self.channel
+        blocks = v.reshape(*v.shape[:c], self.groups, -1, *v.shape[c + 1 :])
+        return self.repeated(pool(blocks, c + 1), v)
 
 
 def _stages(axes, shape):

@@ -130,11 +130,13 @@ def _standardize_by_own_jvp(over, dtype, kept, primals, tangents):
     y, found = standardize_by_own(over, dtype, True, *primals)
 
     @partial(jax.checkpoint, prevent_cse=False)
-    def linear(x, where, found, scale, epsilon, dx, dw, rest):
+    def linear(x, where, once, scale, epsilon, dx, dw, rest):
+        found = jax.tree.map(lambda v: over.repeated(v, x), once)
         # Once for both: the transpose rounds the sum of what comes back from both.
         dx = dx if dx is None else dx.astype(wide_dtype(x))
         dfound = change(over, x, where, found, dx, dw)
         mean, tangents = (found.pivot, found.delta), (dx, dfound.delta, dfound.var, *rest)
         return _change(dtype, x, where, *mean, found.var, scale, epsilon, tangents), dfound
 
-    return (y, found), linear(x, where, found, scale, epsilon, dx, dw, (dscale, dbias, depsilon))
+    once = jax.tree.map(over.once, found)
+    return (y, found), linear(x, where, once, scale, epsilon, dx, dw, (dscale, dbias, depsilon))
