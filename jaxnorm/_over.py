@@ -121,15 +121,14 @@ class Over(NamedTuple):
 
     def once(self, v):
         """A statistic once a group, as it is kept and sent."""
-        return lax.slice_in_dim(v, 0, None, v.shape[self.channel] // self.groups, self.channel) if self.groups else v
+        if not self.groups:
+            return v
+        size = max(1, v.shape[self.channel] // self.groups)
+        return lax.slice_in_dim(v, 0, None, size, self.channel)
 
     def repeated(self, v, x):
         """The same for each channel of `x`, as it is computed with."""
-        if not self.groups:
-            return v
-        c, size = self.channel, x.shape[self.channel] // self.groups
-        blocks = *v.shape[: c + 1], size, *v.shape[c + 1 :]
-        return jnp.broadcast_to(jnp.expand_dims(v, c + 1), blocks).reshape(*v.shape[:c], -1, *v.shape[c + 1 :])
+        return jnp.repeat(v, x.shape[self.channel] // self.groups, self.channel) if self.groups else v
 
     def across(self, *sums):
         """Each sum over all devices: one collective for all of them."""
@@ -152,7 +151,7 @@ class Over(NamedTuple):
         if not self.groups:
             return v
         c = self.channel
-        blocks = v.reshape(*v.shape[:c], self.groups, -1, *v.shape[c + 1 :])
+        blocks = v.reshape(*v.shape[:c], self.groups, v.shape[c] // self.groups, *v.shape[c + 1 :])
         return self.repeated(pool(blocks, c + 1), v)
 
 
