@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from jaxnorm._compilers import total
+from jaxnorm._compilers import by_platform, total
 from jaxnorm._over import deviation, fill, included, wide_dtype
 from jaxnorm._statistics import change, find, own_copies
 from jaxnorm._tangents import moving, plus, times
@@ -20,8 +20,12 @@ def _factor(pivot, v):
     """The same, for data about a pivot."""
     if pivot is not None:
         return _rsqrt(v)
-    # Where the mean square of x is 0, so is x, and any number does. With this one, GPUs keep a row in registers.
-    return jax.lax.rsqrt(jnp.maximum(v, jnp.finfo(v.dtype).tiny))
+
+    # Where the mean square of x is 0, so is x, and any number does: this one lets a GPU keep a row in registers.
+    def some(v):
+        return jax.lax.rsqrt(jnp.maximum(v, jnp.finfo(v.dtype).tiny))
+
+    return by_platform(v, cpu=_rsqrt, default=some)
 
 
 def _finite(d, where):
