@@ -51,13 +51,13 @@ def speed(out, only, rounds, malloc):
             done(case.name)
     columns = ["case", "pass", "flax, ms", "goal", "jaxnorm", "[quartiles]", *measure.OTHERS, measure.FLOOR]
     note = (
-        f"Ratios of medians over {rounds} interleaved rounds to Flax with its default variance (Haiku where marked *), "
-        f"{malloc} malloc.\nA goal is for jaxnorm; the floor is x + 1, and x + g besides. Quartiles are of the ratios "
+        f"Ratios of medians over {rounds} interleaved rounds to Flax with its default variance (Haiku where marked *).\n"
+        "A goal is for jaxnorm; the floor is x + 1, and x + g besides. Quartiles are of the ratios "
         "within a round."
     )
-    _show(console, out, f"speed-{malloc}", "Time over that of Flax", note, columns, rows, data)
-    chart = out / f"speed-{malloc}.png"
-    report.chart(chart, data, f"Time over that of Flax, {malloc} malloc")
+    title, chart = f"Time over that of Flax, {malloc} malloc", out / f"speed-{malloc}.png"
+    _show(console, out, f"speed-{malloc}", title, note, columns, rows, data)
+    report.chart(chart, data, title)
     console.print(f"Saved {chart}", highlight=False)
 
 
