@@ -51,9 +51,8 @@ def speed(out, only, rounds, malloc):
             done(case.name)
     columns = ["case", "pass", "flax, ms", "goal", "jaxnorm", "[quartiles]", *measure.OTHERS, measure.FLOOR]
     note = (
-        f"Ratios of medians over {rounds} interleaved rounds to Flax with its default variance (Haiku where marked *).\n"
-        "A goal is for jaxnorm; the floor is x + 1, and x + g besides. Quartiles are of the ratios "
-        "within a round."
+        f"Ratios of medians over {rounds} interleaved rounds to Flax with its default variance (Haiku where marked *). "
+        "Quartiles are of the\nratios within a round. A goal is for jaxnorm; the floor is x + 1, and x + g besides."
     )
     title, chart = f"Time over that of Flax, {malloc} malloc", out / f"speed-{malloc}.png"
     _show(console, out, f"speed-{malloc}", title, note, columns, rows, data)
