@@ -28,12 +28,14 @@ def speed(
     rounds: Annotated[int, typer.Option(min=2, help="Rounds of each measurement.")] = 15,
     malloc: Annotated[str, typer.Option(help="default, tuned, or both: how the C library hands out memory.")] = "both",
 ) -> None:
-    """Time on this machine beside Flax, Haiku, Equinox and, where it is installed, PyTorch."""
+    """Time on this machine beside Flax, Haiku, Equinox and, where it is installed, PyTorch; then whole programs."""
     if malloc not in ("default", "tuned", "both"):
         raise typer.BadParameter(f"--malloc: {malloc!r} is not default, tuned or both")
     if malloc == "both":
         for setting in ("default", "tuned"):
             _again("speed", "--out", str(out), "--only", only, "--rounds", str(rounds), "--malloc", setting)
+        if not only:
+            _again("step", "--out", str(out))
         return
     if malloc == "tuned" and any(os.environ.get(name) != value for name, value in _TUNED.items()):
         _again(*sys.argv[1:], environment=_TUNED)
