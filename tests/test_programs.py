@@ -31,6 +31,8 @@ CASES = {
     "layer": (4, 10),
     "rms": (3, 8),
 }
+# With the backward pass in bfloat16: later compilers read more often, and still write nothing down.
+LATER = {"instance": 11, "group": 11, "layer": 13, "rms": 10} if jax.__version_info__ >= (0, 11) else {}
 
 
 def compiled(f, *args):
@@ -58,7 +60,9 @@ def test_passes_over_the_data_on_a_cpu(kind, channel_axis, dtype):
     apply = lambda x, scale, bias: ours(case)(x, scale, bias, *state)
     both = lambda g, x, scale, bias: with_vjp(apply)(g, x, scale, bias)
     programs = compiled(apply, x, scale, bias), compiled(both, g, x, scale, bias)
-    for program, most in zip(programs, CASES[kind], strict=True):
+    forward, backward = CASES[kind]
+    limits = forward, LATER.get(kind, backward) if dtype == "bfloat16" else backward
+    for program, most in zip(programs, limits, strict=True):
         passes, temporaries = units(case, program)
         assert passes < 1.06 * most + 0.2
         assert temporaries < 0.2
