@@ -8,7 +8,7 @@ RUN := $(VENV)/bin
 demo: $(VENV)/demo
 	$(RUN)/python -m jaxnorm $(ARGS)
 
-# Time beside other libraries. Further: make bench BENCH=accuracy (or memory, step, compiled).
+# Time beside other libraries, and whole programs. Further: make bench BENCH=accuracy (or memory, step, compiled).
 BENCH ?= speed
 bench: $(VENV)/bench
 	$(RUN)/python -m benchmarks $(BENCH) $(ARGS)
@@ -39,7 +39,7 @@ wheel: $(VENV)/test
 # The oldest supported releases, as pyproject.toml names them: what depends on them most, adapters and rounding.
 oldest: $(VENV)-oldest/oldest
 	cd tests && ../$(VENV)-oldest/bin/pytest -W ignore::DeprecationWarning test_linen.py test_nnx.py test_flax*.py \
-		test_drop_ins*.py test_checkpoints.py test_numerics.py test_moments.py test_specs.py test_compiled.py
+		test_drop_ins*.py test_checkpoints.py test_numerics.py
 
 # What compilers for TPU and GPU make of our programs; this needs no such device.
 compilers: $(VENV)/bench
