@@ -38,6 +38,11 @@ class Case:
         return math.prod(self.shape)
 
     @property
+    def bytes(self):
+        """Those of x."""
+        return self.size * jnp.dtype(self.dtype).itemsize
+
+    @property
     def channels(self):
         return self.shape[self.channel_axis]
 

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-import jaxnorm as jn
 from benchmarks.cases import Case
 from benchmarks.libraries import LIBRARIES
 from benchmarks.speed import with_vjp
@@ -91,14 +90,8 @@ def block(case, kernel, library, target):
         y, new = norm(residual, scale, bias, *state)
         return residual + y @ w2, new
 
-    def both(g, x, w1, w2, scale, bias, *state):
-        f = rows if kernel is None else images
-        y, pull, new = jax.vjp(lambda *learned: f(*learned, *state), x, w1, w2, scale, bias, has_aux=True)
-        y, g = jax.lax.optimization_barrier((y, g))
-        return y, new, pull(g)
-
-    args = (x, weight, weight, *vectors)
-    return program(target, rows if kernel is None else images, args), program(target, both, (x, *args))
+    f, args = rows if kernel is None else images, (x, weight, weight, *vectors)
+    return program(target, f, args), program(target, with_vjp(f, learned=5), (x, *args))
 
 
 def sharded(how, library, target, devices=4):
@@ -112,7 +105,7 @@ def sharded(how, library, target, devices=4):
         forward = LIBRARIES[library](case)
         both = with_vjp(forward)
     else:
-        forward = _named(case, library)
+        forward = LIBRARIES[library](case, axis_name="batch")
         both = jax.shard_map(
             with_vjp(forward), mesh=mesh, in_specs=(P("batch"), *split), out_specs=(P("batch"), P(), split[:3])
         )
@@ -121,23 +114,6 @@ def sharded(how, library, target, devices=4):
         program(target, forward, args, split, mesh),
         program(target, both, (g, *args), (P("batch"), *split), mesh),
     )
-
-
-def _named(case, library):
-    """The norm with its axis named."""
-    import flax.linen as nn
-
-    if library == "jaxnorm":
-        return lambda x, scale, bias, mean, var: jn.batch_norm(
-            x, jn.RunningStats(mean, var, jnp.int32(0)), scale, bias, train=True, axis_name="batch"
-        )
-    norm = nn.BatchNorm(False, axis_name="batch", use_fast_variance=library == "flax")
-
-    def apply(x, scale, bias, mean, var):
-        variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": {"mean": mean, "var": var}}
-        return norm.apply(variables, x, mutable=["batch_stats"])
-
-    return apply
 
 
 def measure(done):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import jaxnorm as jn
 
 
-def ours(case, momentum=0.99):
+def ours(case, momentum=0.99, axis_name=None):
     """jaxnorm."""
     spec = case.spec
 
@@ -24,20 +24,28 @@ def ours(case, momentum=0.99):
             return spec.apply(jn.Affine(scale, bias), None, x, train=True, where=mask)
         state = jn.RunningStats(mean, var, jnp.int32(0))
         return jn.batch_norm(
-            x, state, scale, bias, train=True, channel_axis=case.channel_axis, momentum=momentum, where=mask
+            x,
+            state,
+            scale,
+            bias,
+            train=True,
+            channel_axis=case.channel_axis,
+            momentum=momentum,
+            where=mask,
+            axis_name=axis_name,
         )
 
     return apply
 
 
-def flax(case, momentum=0.99, fast=True):
+def flax(case, momentum=0.99, axis_name=None, fast=True):
     """flax.linen, by its default formula for the variance or the stable one."""
     shared = {"use_fast_variance": fast, "dtype": case.dtype, "epsilon": 1e-5}
     if case.kind == "group" and case.channel_axis != -1:
         return None
     match case.kind:
         case "batch":
-            norm = nn.BatchNorm(False, axis=case.channel_axis, momentum=momentum, **shared)
+            norm = nn.BatchNorm(False, axis=case.channel_axis, momentum=momentum, axis_name=axis_name, **shared)
         case "instance":
             norm = nn.InstanceNorm(feature_axes=case.channel_axis, **shared)
         case "group":

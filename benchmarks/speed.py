@@ -23,14 +23,14 @@ class Row:
     both: Times
 
 
-def with_vjp(apply):
-    """(cotangent, arguments) -> y, the running statistics, and the cotangents of x, scale and bias.
+def with_vjp(apply, learned=3):
+    """(cotangent, arguments) -> y, the running statistics, and the cotangents of the first few: x, scale and bias.
 
     The cotangent waits for y, as it does for a loss.
     """
 
-    def both(g, x, scale, bias, *state):
-        y, pull, new = jax.vjp(lambda *learned: apply(*learned, *state), x, scale, bias, has_aux=True)
+    def both(g, *args):
+        y, pull, new = jax.vjp(lambda *by: apply(*by, *args[learned:]), *args[:learned], has_aux=True)
         y, g = jax.lax.optimization_barrier((y, g.astype(y.dtype)))
         return y, new, pull(g)
 

@@ -68,4 +68,4 @@ def kept(case):
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         _norm(case)[0]()
-    return sum(saved.values()) / (case.size * {"float32": 4, "bfloat16": 2}[case.dtype])
+    return sum(saved.values()) / case.bytes

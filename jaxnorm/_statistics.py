@@ -37,7 +37,7 @@ class Statistics(NamedTuple):
     var: Array
 
 
-def among(d, where):
+def _among(d, where):
     """`d` where it counts, and 0 elsewhere: a weight of 0 would leave 0 · NaN, forward or in the transpose."""
     return d if where is None else jnp.where(included(where), d, 0)
 
@@ -56,7 +56,7 @@ def own_copies(copy, x, *vectors) -> tuple[Any, ...]:
 
 def _about(over, x, where, pivot, n=None) -> tuple[Any, Any, Any]:
     """count, δ and var of `x` about a pivot, from one look at it and one collective. The count may be known."""
-    d, d_ = (among(deviation(*operands), where) for operands in ((x, pivot), own_copies(1, x, pivot)))
+    d, d_ = (_among(deviation(*operands), where) for operands in ((x, pivot), own_copies(1, x, pivot)))
     sums = [over.sum(_weigh(v, where)) for v in ([d, dot(d_, d_)] if over.centered else [dot(d_, d_)])]
     if n is None and where is not None:
         n, *sums = over.across(over.weight(x, where), *sums)
@@ -144,17 +144,18 @@ def _about_pilot(over, x, where):
     last = x.shape[axis] - size
     parts = [lax.slice_in_dim(x, i, i + size, axis=axis).astype(wide_dtype(x)) for i in (0, last // 2, last)]
     channels = over._replace(groups=None)
-
-    def mean(part):
-        return channels.sum(part) * (1 / channels.size(part))
-
     # The others about the first: the pivot of a constant is that constant.
     first, *others = parts
-    first = mean(first)
+    first = _mean(channels, first)
     pivot = over.mean(first)
-    pivot += over.mean(_median(first - pivot, *(mean(part - pivot) for part in others)))
+    pivot += over.mean(_median(first - pivot, *(_mean(channels, part - pivot) for part in others)))
     n, delta, var = _about(over, x, where, pivot)
     return n, pivot, delta, var
+
+
+def _mean(over, v):
+    """⟨v⟩, where nothing is masked and all of it is on this device."""
+    return over.sum(v) * (1 / over.size(v))
 
 
 def _median(a, b, c):
@@ -166,15 +167,11 @@ def _median(a, b, c):
 
 def _about_mean(over, x, where):
     """About the mean, from looks at rows that a GPU holds in registers."""
-
-    def mean(v):
-        return over.sum(v) * (1 / over.size(x))
-
-    first = mean(x.astype(wide_dtype(x)))
-    pivot = first + mean(deviation(x, first))
-    delta = mean(deviation(x, pivot))
+    first = _mean(over, x.astype(wide_dtype(x)))
+    pivot = first + _mean(over, deviation(x, first))
+    delta = _mean(over, deviation(x, pivot))
     d = deviation(x, pivot, delta)
-    return _size(over, x), pivot, delta, mean(dot(d, d))
+    return _size(over, x), pivot, delta, _mean(over, dot(d, d))
 
 
 def _ways(over, kept, x, where, expected):
@@ -234,15 +231,17 @@ def change(over, x, where, found, dx, dw):
 
 def _by_data(over, x, where, found, dx):
     """dμ = ⟨dx⟩ and dvar = 2⟨(x − p)·dx⟩ − 2 δ·dμ, a vector less to read than 2⟨(x − μ)·dx⟩."""
-    d = among(deviation(*own_copies(3, x, found.pivot)), where)
-    dx = among(dx.astype(d.dtype), where)
+    d = _among(deviation(*own_copies(3, x, found.pivot)), where)
+    dx = _among(dx.astype(d.dtype), where)
     terms = [dx, dot(d, dx)] if over.centered else [dot(d, dx)]
     sums = over.across(*(over.sum(_weigh(v, where)) for v in terms))
     if where is None:
-        n = jnp.full((1,) * x.ndim, over.size(x), real_dtype(x))
+        n = _size(over, x)
+    elif over.names:
+        n = found.count
     else:
         # Without collectives it is cheaper to count again than to keep.
-        n = found.count if over.names else over.weight(x, where)
+        n = over.weight(x, where)
     share = inverse(n)
     *dmean, dvar = (v * share.astype(v.dtype) for v in sums)
     if not over.centered:
@@ -253,11 +252,11 @@ def _by_data(over, x, where, found, dx):
 def _by_weight(over, x, where, found, dw):
     """dn = Σ dw, dμ = ⟨dw (x − μ)⟩ and dvar = ⟨dw (|x − μ|² − var)⟩, over the positions that count."""
     n, pivot, delta, var = found
-    d = among(deviation(x, pivot, delta), where)
+    d = _among(deviation(x, pivot, delta), where)
     dw = jnp.broadcast_to(dw, x.shape).astype(var.dtype)
     excess = dot(d, d) - var
     terms = [dw, dw.astype(d.dtype) * d, dw * excess] if over.centered else [dw, dw * excess]
-    dn, *sums = over.across(*(over.sum(among(v, where)) for v in terms))
+    dn, *sums = over.across(*(over.sum(_among(v, where)) for v in terms))
     dmean, dvar = (None, *(v * inverse(n).astype(v.dtype) for v in sums))[-2:]
     return dn, dmean, dvar
 

@@ -9,9 +9,8 @@ import jax
 import pytest
 
 from benchmarks import compiled
-from benchmarks.cases import Case
 
-IMAGES, ROWS = (256, 56, 56, 64), (8192, 4096)
+CASES = {(case.kind, case.dtype): case for case in compiled.ALONE}
 # Passes over x, forward and with the backward pass. What a pilot reads is what exceeds whole numbers.
 UNITS = {
     "v6e": {
@@ -43,8 +42,7 @@ def needs(target):
     [pytest.param(target, *row, marks=needs(target)) for target, rows in UNITS.items() for row in rows],
 )
 def test_passes_over_the_data(target, kind, dtype):
-    case = Case(kind, ROWS if kind in ("layer", "rms") else IMAGES, dtype)
-    programs = compiled.alone(case, "jaxnorm", target)
+    programs = compiled.alone(CASES[kind, dtype], "jaxnorm", target)
     for program, most in zip(programs, UNITS[target][kind, dtype], strict=True):
         assert program.units <= most
         # A TPU puts 64 channels into 128 lanes, or the batch; the branch for a poor running mean has its own layout.
@@ -53,9 +51,9 @@ def test_passes_over_the_data(target, kind, dtype):
 
 @needs("v6e")
 def test_between_convolutions_no_more_than_flax():
-    case = Case("batch", (256, 28, 28, 128), "bfloat16")
+    case, kernel = compiled.BLOCKS[0]
     with jax.numpy_dtype_promotion("standard"):
-        ours, flax = (compiled.block(case, 1, library, "v6e")[1] for library in ("jaxnorm", "flax"))
+        ours, flax = (compiled.block(case, kernel, library, "v6e")[1] for library in ("jaxnorm", "flax"))
     assert ours.units <= flax.units + 0.01
 
 

@@ -3,13 +3,12 @@
 And what is compiled for other platforms, run on a CPU: the same accuracy, whichever way statistics are found.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from cases import optimized
 from jax import export
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
@@ -37,14 +36,12 @@ LATER = {"instance": 11, "group": 11, "layer": 13, "rms": 10} if jax.__version_i
 
 def compiled(f, *args):
     """As users have it."""
-    options = {"xla_backend_optimization_level": 3}
-    return jax.jit(f).lower(*args).compile(compiler_options=options)
+    return optimized(f).lower(*args).compile()
 
 
 def units(case, program):
     """Passes over x, and full-size temporaries."""
-    size = case.size * jnp.dtype(case.dtype).itemsize
-    return hlo.traffic(program.as_text()).moved / size, program.memory_analysis().temp_size_in_bytes / size
+    return hlo.traffic(program.as_text()).moved / case.bytes, program.memory_analysis().temp_size_in_bytes / case.bytes
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -131,8 +128,7 @@ def test_hostile_inputs_on_every_platform(name, platform):
     spec, shape = HOSTILE[name], (32, 28, 28, 8)
     state = spec.init(spec.features(shape))[1]
     norm = lambda x: spec.apply(jn.Affine(), state, x, train=True)[0]
-    forward = jax.jit(norm, compiler_options={"xla_backend_optimization_level": 3})
-    kept = jax.jit(lambda x: jax.vjp(norm, x)[0], compiler_options={"xla_backend_optimization_level": 3})
+    forward, kept = optimized(norm), optimized(lambda x: jax.vjp(norm, x)[0])
     errors = {}
     for what, x in hostile(shape).items():
         x = x.astype(np.float32)
@@ -170,7 +166,7 @@ def test_a_good_running_mean_is_looked_about_at_once():
 
 
 def test_one_export_serves_all_platforms():
-    case = dataclasses.replace(Case("batch", (8, 4)), most=None)
+    case = Case("batch", (8, 4))
     _, args = case.data()
     exported = export.export(jax.jit(ours(case)), platforms=["cpu", "cuda", "tpu"])(*args)
     y, _ = exported.call(*args)

@@ -102,8 +102,9 @@ def init_nnx(network, x):
     return nnx.state(network)
 
 
+# The last number: how far two runs that round differently drift apart. In bfloat16, that is 2e-4 in these steps.
 LINEN, NNX = (in_linen, init_linen, jn.linen, flax.linen), (in_nnx, init_nnx, jn.nnx, flax.nnx)
-IN_RESNET, IN_TRANSFORMER = (cross_entropy, IMAGES, LABELS, 0.001), (distance, TOKENS, TARGETS, 0.02)
+IN_RESNET, IN_TRANSFORMER = (cross_entropy, IMAGES, LABELS, 0.001, 1e-4), (distance, TOKENS, TARGETS, 0.02, 5e-4)
 CASES = {
     "linen ResNet-18": (linen_resnet, *LINEN, *IN_RESNET),
     "nnx ResNet-18": (nnx_resnet, *NNX, *IN_RESNET),
@@ -113,9 +114,11 @@ CASES = {
 
 
 @pytest.mark.parametrize(
-    ("make", "library", "init", "ours", "theirs", "loss_of", "xs", "targets", "rate"), CASES.values(), ids=CASES
+    ("make", "library", "init", "ours", "theirs", "loss_of", "xs", "targets", "rate", "apart"),
+    CASES.values(),
+    ids=CASES,
 )
-def test_training(make, library, init, ours, theirs, loss_of, xs, targets, rate):
+def test_training(make, library, init, ours, theirs, loss_of, xs, targets, rate, apart):
     losses = {}
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         variables = init(make(theirs), xs[0])
@@ -128,7 +131,6 @@ def test_training(make, library, init, ours, theirs, loss_of, xs, targets, rate)
                     found.append(float(loss))
                 losses[norm, offset] = np.array(found)
     assert len(set(losses[ours, 0])) == STEPS
-    # In bfloat16, two runs that round differently drift apart by 2e-4 in these steps.
-    np.testing.assert_allclose(losses[ours, 0], losses[theirs, 0], rtol=5e-4)
+    np.testing.assert_allclose(losses[ours, 0], losses[theirs, 0], rtol=apart)
     np.testing.assert_allclose(losses[ours, 1e4], losses[ours, 0], rtol=1e-3)
     assert not np.allclose(losses[theirs, 1e4], losses[theirs, 0], rtol=1e-2)
