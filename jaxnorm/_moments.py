@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, DTypeLike, Float, Inexact
 
 from jaxnorm import _checks
+from jaxnorm._look import Data, Statistics
 from jaxnorm._over import Over, inverse, real_dtype
-from jaxnorm._statistics import statistics
+from jaxnorm._statistics import pooled, statistics
 
 
 class Moments(NamedTuple):
@@ -92,12 +93,20 @@ def moments(
     x = _checks.data(x, "moments")
     axes = tuple(range(x.ndim)) if axis is None else _checks.axes(axis, x.ndim, "moments: axis")
     over = Over(axes, _checks.names(axis_name, "moments"))
-    count, pivot, delta, var = statistics(over, x, _checks.where(where, x, "moments"))
-    found = Moments(count, pivot + delta, count * var)
+    found = _moments(statistics(over, Data(x, _checks.where(where, x, "moments"))))
     return found if keepdims else Moments(*(v.squeeze(axes) for v in found))
 
 
-def merge(*parts: Moments, axis: int | Sequence[int] | None = None) -> Moments:
+def _moments(found):
+    """Statistics in other words."""
+    return Moments(found.count, found.pivot + found.delta, found.count * found.var)
+
+
+def merge(
+    *parts: Moments,
+    axis: int | Sequence[int] | None = None,
+    axis_name: Hashable | Sequence[Hashable] | None = None,
+) -> Moments:
     """Moments of all data, from the moments of its parts.
 
     n = Σ nᵢ,    μ = Σ nᵢ μᵢ / n,    M2 = Σ (M2ᵢ + nᵢ |μᵢ − μ|²)
@@ -108,6 +117,7 @@ def merge(*parts: Moments, axis: int | Sequence[int] | None = None) -> Moments:
     Args:
         parts: Moments of one shape; or, with `axis`, a single one in which they are stacked.
         axis: the axes along which they are stacked.
+        axis_name: mapped axes (of vmap, pmap, shard_map): parts on other devices are merged in, in one collective.
 
     Returns:
         `Moments` of the shape of one part.
@@ -115,6 +125,7 @@ def merge(*parts: Moments, axis: int | Sequence[int] | None = None) -> Moments:
     Raises:
         TypeError: there is nothing to merge, or something else than Moments.
         ValueError: shapes differ, or `axis` is given with several parts.
+        NameError: `axis_name` is not bound.
 
     Paper: Chan, Golub & LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
 
@@ -130,6 +141,9 @@ def merge(*parts: Moments, axis: int | Sequence[int] | None = None) -> Moments:
         real = jnp.finfo(dtype).dtype
         columns = zip(zip(*parts, strict=True), (real, dtype, real), strict=True)
         stacked, axis = Moments(*(jnp.stack([v.astype(d) for v in vs]) for vs, d in columns)), 0
-    between = moments(stacked.mean, axis, where=stacked.count)
-    within = jnp.where(stacked.count > 0, stacked.m2, 0).sum(axis)
-    return between._replace(m2=between.m2 + within)
+    count, mean, m2 = stacked
+    over = Over(_checks.axes(axis, mean.ndim, "merge: axis"), _checks.names(axis_name, "merge"))
+    _checks.where(count, mean, "merge")
+    zero = jnp.zeros((), mean.dtype)
+    found = pooled(over, Statistics(count, mean, zero, m2 * inverse(count)), zero)
+    return Moments(*(v.squeeze(over.axes) for v in _moments(found)))

@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array
 
@@ -78,7 +79,10 @@ class Expected(NamedTuple):
 class Over(NamedTuple):
     """What shares a statistic: positions along `axes`, then blocks of `channel`, then devices along `names`.
 
+    A statistic is one number for all that share it; `repeated` makes it meet the data again.
+
     `teams` are lists of devices, by their index along a single name: each device shares with its own team alone.
+    `slots` says which index along axis 0 shares with which, device after device: those in the same slot.
     """
 
     axes: tuple[int, ...]
@@ -87,10 +91,16 @@ class Over(NamedTuple):
     channel: int = 0
     centered: bool = True
     teams: tuple[tuple[int, ...], ...] | None = None
+    slots: tuple[int, ...] = ()
 
     def shape(self, x):
-        """The shape of a statistic of `x`: 1 along what shares it. That of a group is repeated for its channels."""
-        return tuple(1 if a in self.axes else n for a, n in enumerate(x.shape))
+        """The shape of a statistic of `x`: 1 along what shares it, one number a group, and one a slot."""
+        shape = [1 if a in self.axes else n for a, n in enumerate(x.shape)]
+        if self.groups:
+            shape[self.channel] = self.groups
+        if self.slots:
+            shape[0] = 1 + max(self.slots)
+        return tuple(shape)
 
     def sum(self, v):
         """The sum of `v` over everything on this device that shares a statistic."""
@@ -107,7 +117,7 @@ class Over(NamedTuple):
     def size(self, x):
         """How many elements share a statistic, on all devices."""
         n = math.prod(x.shape[a] for a in self.axes)
-        return self._devices() * (n * x.shape[self.channel] // self.groups if self.groups else n)
+        return self._sharers() * (n * x.shape[self.channel] // self.groups if self.groups else n)
 
     def weight(self, x, where):
         """The weight on this device of everything that shares a statistic."""
@@ -117,17 +127,15 @@ class Over(NamedTuple):
         w = w if boolean else jnp.where(included(where), w, 0)
         total = w.sum(self.axes, keepdims=True).astype(real_dtype(x))
         copies = math.prod(x.shape[a] for a in self.axes if where.shape[a] == 1)
-        return self._pool(jnp.broadcast_to(total * copies, self.shape(x)))
-
-    def once(self, v):
-        """A statistic once a group, as it is kept and sent."""
-        if not self.groups:
-            return v
-        size = max(1, v.shape[self.channel] // self.groups)
-        return lax.slice_in_dim(v, 0, None, size, self.channel)
+        shape = [1 if a in self.axes else n for a, n in enumerate(x.shape)]
+        return self._pool(jnp.broadcast_to(total * copies, shape))
 
     def repeated(self, v, x):
-        """The same for each channel of `x`, as it is computed with."""
+        """A statistic for each channel of its group in `x`, and for each index of its slot."""
+        if v is None:
+            return None
+        if self.slots and v.shape[0] > 1:
+            v = _pick(self._members().T, v)
         return jnp.repeat(v, x.shape[self.channel] // self.groups, self.channel) if self.groups else v
 
     def across(self, *sums):
@@ -135,16 +143,23 @@ class Over(NamedTuple):
         if not self.names:
             return sums
         dtype = next((v.dtype for v in sums if jnp.iscomplexobj(v)), sums[0].dtype)
-        stack = jnp.stack([self.once(v).astype(dtype) for v in sums])
+        stack = jnp.stack([(_pick(self._members(), v) if self.slots else v).astype(dtype) for v in sums])
         packed = lax.psum(stack, self.names, axis_index_groups=self.teams)
-        pairs = ((self.repeated(p, v), v) for p, v in zip(packed, sums, strict=True))
-        return [p if jnp.iscomplexobj(v) else p.real for p, v in pairs]
+        return [p if jnp.iscomplexobj(v) else p.real for p, v in zip(packed, sums, strict=True)]
 
-    def _devices(self):
+    def _sharers(self):
+        """How many devices share a statistic, or how many indices along axis 0 do."""
+        if self.slots:
+            return len(self.slots) // (1 + max(self.slots))
         if self.teams is None:
             return lax.psum(1, self.names)
         sizes = {device: len(team) for team in self.teams for device in team}
         return jnp.array([sizes[device] for device in sorted(sizes)])[lax.axis_index(self.names)]
+
+    def _members(self):
+        """Which slot each index along axis 0 on this device belongs to: booleans, an index by a slot."""
+        slots = np.reshape(self.slots, (lax.psum(1, self.names), -1))
+        return jnp.asarray(slots)[lax.axis_index(self.names), :, None] == np.arange(1 + max(self.slots))
 
     def _pool(self, v, pool=jnp.sum):
         # Channels were summed before groups of them are: this array is tiny, and x itself is never reshaped.
@@ -152,7 +167,13 @@ class Over(NamedTuple):
             return v
         c = self.channel
         blocks = v.reshape(*v.shape[:c], self.groups, v.shape[c] // self.groups, *v.shape[c + 1 :])
-        return self.repeated(pool(blocks, c + 1), v)
+        return pool(blocks, c + 1)
+
+
+def _pick(members, v):
+    """For each column of `members`, the sum of the rows of `v` that it has. NaN stays within its own column."""
+    members = members.reshape(*members.shape, *[1] * (v.ndim - 1))
+    return jnp.where(members, v[:, None], 0).sum(0)
 
 
 def _stages(axes, shape):

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxnorm._compilers import by_platform, total
+from jaxnorm._find import find
+from jaxnorm._look import Data, own_copies
 from jaxnorm._over import deviation, fill, included, wide_dtype
-from jaxnorm._statistics import change, find, own_copies
+from jaxnorm._statistics import beside, change
 from jaxnorm._tangents import moving, plus, times
 
 
@@ -123,8 +125,8 @@ def _standardize_jvp(dtype, primals, tangents):
 @partial(jax.jit, static_argnums=(0, 1, 2), inline=True)
 def standardize_by_own(over, dtype, kept, x, where, expected, scale, bias, epsilon):
     """The same by the statistics of `x` itself, as `find` finds them, and these."""
-    found = find(over, kept, x, where, expected)
-    return _value(dtype, x, where, found.pivot, found.delta, found.var, scale, bias, epsilon), found
+    found = find(over, kept, Data(x, where), expected)
+    return _value(dtype, x, where, *beside(over, found, x), scale, bias, epsilon), found
 
 
 @partial(standardize_by_own.defjvp, symbolic_zeros=True)
@@ -134,13 +136,11 @@ def _standardize_by_own_jvp(over, dtype, kept, primals, tangents):
     y, found = standardize_by_own(over, dtype, True, *primals)
 
     @partial(jax.checkpoint, prevent_cse=False)
-    def linear(x, where, once, scale, epsilon, dx, dw, rest):
-        found = jax.tree.map(lambda v: over.repeated(v, x), once)
+    def linear(x, where, found, scale, epsilon, dx, dw, rest):
         # Once for both: the transpose rounds the sum of what comes back from both.
         dx = dx if dx is None else dx.astype(wide_dtype(x))
-        dfound = change(over, x, where, found, dx, dw)
-        mean, tangents = (found.pivot, found.delta), (dx, dfound.delta, dfound.var, *rest)
-        return _change(dtype, x, where, *mean, found.var, scale, epsilon, tangents), dfound
+        dfound = change(over, Data(x, where), found, Data(dx, dw))
+        _, *dmoments = beside(over, dfound, x)
+        return _change(dtype, x, where, *beside(over, found, x), scale, epsilon, (dx, *dmoments, *rest)), dfound
 
-    once = jax.tree.map(over.once, found)
-    return (y, found), linear(x, where, once, scale, epsilon, dx, dw, (dscale, dbias, depsilon))
+    return (y, found), linear(x, where, found, scale, epsilon, dx, dw, (dscale, dbias, depsilon))

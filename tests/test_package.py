@@ -52,7 +52,7 @@ def test_signatures():
     norm = "x, scale=None, bias=None, *, "
     expected = {
         "moments": "x, axis=None, *, where=None, axis_name=None, keepdims=False",
-        "merge": "*parts, axis=None",
+        "merge": "*parts, axis=None, axis_name=None",
         "instance_norm": norm + "channel_axis=-1, batch_axis=0, epsilon=1e-05, where=None, axis_name=None",
         "layer_norm": norm + "axis=-1, epsilon=1e-05, where=None, axis_name=None",
         "rms_norm": norm + "axis=-1, epsilon=1e-05, where=None, axis_name=None",

@@ -20,7 +20,7 @@ from benchmarks.accuracy import hostile
 from benchmarks.cases import Case
 from benchmarks.libraries import ours
 from benchmarks.speed import with_vjp
-from jaxnorm import _statistics
+from jaxnorm import _find
 
 # Passes over x forward, and with the backward pass: Σ d, Σ d² and y; Σ g, Σ d g and dx.
 CASES = {
@@ -107,7 +107,7 @@ def platform(request, monkeypatch):
         return branches.get(request.param, default)(*args)
 
     jax.clear_caches()
-    monkeypatch.setattr(_statistics, "by_platform", of_platform)
+    monkeypatch.setattr(_find, "by_platform", of_platform)
     yield request.param
     jax.clear_caches()
 
@@ -154,9 +154,9 @@ def test_a_good_running_mean_is_looked_about_at_once():
         seen.append(1)
         return about(*args)
 
-    about = _statistics._about
+    about = _find.look
     with pytest.MonkeyPatch.context() as patch, jax.disable_jit():
-        patch.setattr(_statistics, "_about", watched)
+        patch.setattr(_find, "look", watched)
         for mean, looks in ((0.0, 2), (1e4, 1)):
             seen.clear()
             state = jn.RunningStats(jnp.full(8, mean), jnp.ones(8), jnp.int32(1))
