@@ -177,6 +177,26 @@ def divides(groups, channels, who):
         raise ValueError(f"{who}: groups={groups} does not divide {channels} channels. These do: {near}.")
 
 
+def ghost(size, over, x, who):
+    """Groups of examples that make up the batch."""
+    if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
+        raise ValueError(f"{who}: virtual_batch_size={size!r} is not a positive int.")
+    if 0 not in over.axes:
+        raise ValueError(
+            f"{who}: virtual_batch_size={size} groups examples along axis 0 of x, of shape {x.shape}, but that holds "
+            f"the channels. Use another channel_axis."
+        )
+    devices = jax.lax.psum(1, over.names)
+    batch = devices * x.shape[0]
+    if batch % size:
+        shares = f" ({devices} devices with {x.shape[0]} each)" if over.names else ""
+        near = [n for n in range(1, batch + 1) if batch % n == 0]
+        raise ValueError(
+            f"{who}: virtual_batch_size={size} does not divide the batch of {batch} examples{shares}. "
+            f"These do: {near}. Or fill the batch up with examples that where excludes."
+        )
+
+
 def running(state, x, axes, train, who):
     """Running statistics of the channels of `x`, which lie along `axes`, or none at all."""
     if state is None:

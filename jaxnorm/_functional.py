@@ -209,6 +209,7 @@ def batch_norm(
     ddof: int = 0,
     where: ArrayLike | None = None,
     axis_name: Names | None = None,
+    virtual_batch_size: int | None = None,
 ) -> tuple[Result, RunningStats | None]:
     """Batch normalization: statistics per channel, of the batch in training and running ones in evaluation.
 
@@ -232,6 +233,9 @@ def batch_norm(
             NaN or Inf, and give the bias there.
         axis_name: mapped axes over which the batch is sharded: the statistics are the whole batch's. The state is the
             same on all of them.
+        virtual_batch_size: so many examples in a row, along axis 0 and then from device to device, are normalized on
+            their own in training ("ghost batches", Hoffer, Hubara & Soudry 2017). It divides the whole batch, and may
+            be less or more than a device's share of it. The running statistics are updated by the whole batch.
 
     Returns:
         y, with the shape and dtype of `x`, and the new state, with those of `state`. Arithmetic is in float32 at least.
@@ -239,7 +243,7 @@ def batch_norm(
 
     Raises:
         TypeError: `x` is integer or boolean, `train` is traced, `state` is not RunningStats. ValueError: an argument
-            does not fit `x`. NameError: an unbound name.
+            does not fit `x`, `virtual_batch_size` does not divide the batch. NameError: an unbound name.
 
     Paper: Ioffe & Szegedy 2015, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal
     Covariate Shift".
@@ -258,7 +262,8 @@ def batch_norm(
     over = Over(tuple(a for a in range(x.ndim) if a != channel), names)
     return normalize_tracking(
         x, state, over, (channel,), scale, bias,
-        train=train, momentum=momentum, ddof=ddof, epsilon=epsilon, where=where, who="batch_norm",
+        train=train, momentum=momentum, ddof=ddof, epsilon=epsilon, where=where, ghost=virtual_batch_size,
+        who="batch_norm",
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from typing import Any
 from jax import lax
 
 from jaxnorm import _checks
+from jaxnorm._ghosts import standardize_by_ghosts
 from jaxnorm._over import Expected
 from jaxnorm._running import mean_and_var, update
 from jaxnorm._standardize import standardize, standardize_by_own
@@ -27,9 +28,9 @@ def normalize(x, over, axes, scale, bias, *, epsilon, where, who, dtype=None):
 
 
 def normalize_tracking(
-    x, state, over, axes, scale, bias, *, train, momentum, ddof, epsilon, where, who, dtype=None
+    x, state, over, axes, scale, bias, *, train, momentum, ddof, epsilon, where, who, dtype=None, ghost=None
 ) -> tuple[Any, Any]:
-    """A norm with running statistics along `axes`, and its new state."""
+    """A norm with running statistics along `axes`, and its new state. `ghost`: so many examples each on their own."""
     dtype = dtype or x.dtype
     _checks.running(state, x, axes, train, who)
     momentum = None if momentum is None else _checks.number(momentum, x, who, "momentum", most=1)
@@ -38,5 +39,8 @@ def normalize_tracking(
     if not train:
         return standardize(dtype, x, where, mean, var, *rest), state
     expected = None if mean is None or var is None else lax.stop_gradient(Expected(mean, var))
-    y, found = standardize_by_own(over, dtype, True, x, where, expected, *rest)
+    if ghost is None:
+        y, found = standardize_by_own(over, dtype, True, x, where, expected, *rest)
+    else:
+        y, found = standardize_by_ghosts(ghost, who, over, dtype, x, where, expected, *rest)
     return y, None if state is None else update(state, found, momentum, ddof)

@@ -187,6 +187,7 @@ class BatchNorm(_Norm):
     epsilon: ArrayLike = _leaf(default=1e-5)
     ddof: int = 0
     axis_name: Names | None = None
+    virtual_batch_size: int | None = None
 
     def init(self, features: Axes, dtype: DTypeLike | None = None) -> tuple[Affine, RunningStats]:
         """Parameters (scale 1, bias 0) and running statistics (0, 1), the latter in float32 at least."""

@@ -94,8 +94,14 @@ def _statistics_jvp(over, primals, tangents):
     return found, linear(data, found, jax.tree.map(moving, moved))
 
 
-def pooled(over, parts, pivot) -> Statistics:
-    """Statistics of all data, from those of its parts; their means as deviations from a pivot, which keeps digits."""
+def pooled(over, parts, pivot=None) -> Statistics:
+    """Statistics of all data, from those of its parts, with digits of the mean that one number would not hold.
+
+    The pivot is to be the same on all devices; on one, that of the largest part is the choice.
+    """
+    if pivot is None:
+        largest = parts.count.argmax(over.axes[0], keepdims=True)
+        pivot = jnp.take_along_axis(parts.pivot, largest, over.axes[0])
     d = deviation(parts.pivot, pivot) + parts.delta
     n, p, delta, var = statistics(over, Data(d, parts.count, parts.var))
     return Statistics(n, jnp.where(n == 0, 0, pivot), p + delta, var)

@@ -58,7 +58,7 @@ def test_signatures():
         "rms_norm": norm + "axis=-1, epsilon=1e-05, where=None, axis_name=None",
         "group_norm": norm + "groups, channel_axis=-1, batch_axis=0, epsilon=1e-05, where=None, axis_name=None",
         "batch_norm": "x, state, scale=None, bias=None, *, train, channel_axis=-1, momentum=0.99, epsilon=1e-05, "
-        "ddof=0, where=None, axis_name=None",
+        "ddof=0, where=None, axis_name=None, virtual_batch_size=None",
     }
     for name, want in expected.items():
         signature = inspect.signature(getattr(jn, name))
