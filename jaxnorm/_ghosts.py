@@ -10,6 +10,7 @@ from jax import lax
 
 from jaxnorm import _checks
 from jaxnorm._over import Over
+from jaxnorm._placed import joined, split
 from jaxnorm._standardize import standardize_by_own
 from jaxnorm._statistics import pooled
 
@@ -24,11 +25,11 @@ def standardize_by_ghosts(ghost, who, over, dtype, x, where, expected, scale, bi
     cut = Over(axes, over.names if slots else (), slots=slots)
 
     def in_pieces(v):
-        return v.reshape(-1, piece if v.shape[0] > 1 else 1, *v.shape[1:])
+        return split(v, v.shape[0] // piece if v.shape[0] > 1 else 1)
 
     args, vectors = jax.tree.map(in_pieces, ((x, where), (expected, scale, bias)))
     y, found = standardize_by_own(cut, dtype, True, *args, *vectors, epsilon)
-    y = y.reshape(x.shape)
+    y = joined(y, x)
     if expected is None:
         return y, None
     apart = () if slots else over.names

@@ -7,6 +7,7 @@ from jax import lax
 from jaxnorm import _checks
 from jaxnorm._ghosts import standardize_by_ghosts
 from jaxnorm._over import Expected
+from jaxnorm._placed import along
 from jaxnorm._running import mean_and_var, update
 from jaxnorm._standardize import standardize, standardize_by_own
 
@@ -15,8 +16,8 @@ def arguments(x, axes, scale, bias, epsilon, where, who):
     """What all norms take, checked and in the dimensions of `x`; scale and bias lie along `axes`."""
     return (
         _checks.where(where, x, who),
-        _checks.affine(scale, x, axes, who, "scale"),
-        _checks.affine(bias, x, axes, who, "bias"),
+        along(_checks.affine(scale, x, axes, who, "scale"), x),
+        along(_checks.affine(bias, x, axes, who, "bias"), x),
         _checks.number(epsilon, x, who, "epsilon"),
     )
 

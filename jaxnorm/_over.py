@@ -136,7 +136,13 @@ class Over(NamedTuple):
             return None
         if self.slots and v.shape[0] > 1:
             v = _pick(self._members().T, v)
-        return jnp.repeat(v, x.shape[self.channel] // self.groups, self.channel) if self.groups else v
+        if not self.groups:
+            return v
+        c = self.channel
+        each = jnp.broadcast_to(
+            jnp.expand_dims(v, c + 1), (*v.shape[: c + 1], x.shape[c] // self.groups, *v.shape[c + 1 :])
+        )
+        return each.reshape(*v.shape[:c], x.shape[c], *v.shape[c + 1 :])
 
     def across(self, *sums):
         """Each sum over all devices: one collective for all of them."""

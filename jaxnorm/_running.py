@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm._over import real_dtype, wide_dtype
+from jaxnorm._placed import along, back
 from jaxnorm._trees import RunningStats
 
 
@@ -11,13 +12,13 @@ def mean_and_var(state, x, axes):
     """Running statistics in the place of those of `x`: in its dimensions and its dtype of arithmetic."""
     shape = tuple(n if a in axes else 1 for a, n in enumerate(x.shape))
     mean, var = jnp.asarray(state.mean).reshape(shape), jnp.asarray(state.var).reshape(shape)
-    return mean.astype(wide_dtype(x)), var.astype(real_dtype(x))
+    return along(mean.astype(wide_dtype(x)), x), along(var.astype(real_dtype(x)), x)
 
 
 def update(state, found, momentum, ddof):
     """The state after a batch in which `found` was found; unchanged in channels where nothing was."""
     mean, var, count = map(jnp.asarray, state)
-    n, pivot, delta, biased = (lax.stop_gradient(v).reshape(mean.shape) for v in found)
+    n, pivot, delta, biased = (back(lax.stop_gradient(v).reshape(mean.shape), mean) for v in found)
     # None: equal weight per update, so that the first one replaces the initial state.
     seen = count.astype(biased.dtype)
     keep = seen / (seen + 1) if momentum is None else momentum

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxnorm._find import find
 from jaxnorm._look import Data, Statistics, among, own_copies, size, weigh
@@ -100,8 +101,9 @@ def pooled(over, parts, pivot=None) -> Statistics:
     The pivot is to be the same on all devices; on one, that of the largest part is the choice.
     """
     if pivot is None:
-        largest = parts.count.argmax(over.axes[0], keepdims=True)
-        pivot = jnp.take_along_axis(parts.pivot, largest, over.axes[0])
+        (axis,) = over.axes
+        largest = lax.broadcasted_iota(jnp.int32, parts.count.shape, axis) == parts.count.argmax(axis, keepdims=True)
+        pivot = jnp.where(largest, parts.pivot, 0).sum(axis, keepdims=True)
     d = deviation(parts.pivot, pivot) + parts.delta
     n, p, delta, var = statistics(over, Data(d, parts.count, parts.var))
     return Statistics(n, jnp.where(n == 0, 0, pivot), p + delta, var)
