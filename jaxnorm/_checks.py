@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxnorm._over import real_dtype
-from jaxnorm._trees import RunningStats
+from jaxnorm._trees import Accumulating, RunningStats
 
 
 def _known(value):
@@ -154,15 +154,20 @@ def key(rngs, who):
     return rngs.params()
 
 
-def parts(found, kind, axis):
+def several(found, axis, who):
     """Something to merge, and one way to do it."""
     if not found:
-        raise TypeError("merge: nothing to merge. The moments of no data are Moments.zeros(shape).")
+        raise TypeError(f"{who}: there is nothing to merge.")
+    if axis is not None and len(found) > 1:
+        raise ValueError(f"{who}: axis={axis} goes with one, in which all are stacked; got {len(found)}.")
+
+
+def parts(found, kind, axis):
+    """Moments to merge."""
+    several(found, axis, "merge")
     for part in found:
         if not isinstance(part, kind):
             raise TypeError(f"merge: got {type(part).__name__}, not Moments. Moments of data are jaxnorm.moments(x).")
-    if axis is not None and len(found) > 1:
-        raise ValueError(f"merge: axis={axis} goes with one stacked Moments; got {len(found)}.")
     shapes = {jnp.shape(part.mean) for part in found}
     if len(shapes) > 1:
         raise ValueError(f"merge: shapes differ: {sorted(shapes)}. Take all moments over the same axes.")
@@ -203,7 +208,7 @@ def running(state, x, axes, train, who):
         if not train:
             raise ValueError(f"{who}: state is None, but evaluation needs running statistics: those that init makes.")
         return
-    if not isinstance(state, RunningStats):
+    if not isinstance(state, RunningStats | Accumulating):
         hint = " Make it one: RunningStats(mean, var, count)." if isinstance(state, dict) else ""
         raise TypeError(f"{who}: state is a {type(state).__name__}, not RunningStats.{hint}")
     for name, value in (("mean", state.mean), ("var", state.var)):

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnorm._trees import Affine, RunningStats
+from jaxnorm._trees import Accumulating, Affine, RunningStats
 
 
 def check(spec, axes, params, state, x):
     """Parameters and a state that belong to a spec, with a scale along `axes`, and fit `x`."""
     who = type(spec).__name__
-    if isinstance(params, RunningStats) or isinstance(state, Affine):
+    if isinstance(params, RunningStats | Accumulating) or isinstance(state, Affine):
         raise TypeError(f"{who}.apply: params and state are swapped. The order is apply(params, state, x).")
     if not isinstance(params, Affine):
         hint = ": jaxnorm.Affine(**params)" if isinstance(params, dict) else ""
@@ -21,7 +21,7 @@ def check(spec, axes, params, state, x):
     if any(not -len(shape) <= a < len(shape) for a in axes):
         raise ValueError(f"{who} normalizes axis {_list(axes)}, which x with shape {shape} does not have.")
     found = tuple(shape[a] for a in sorted(a % len(shape) for a in axes))
-    mean = state.mean if isinstance(state, RunningStats) else None
+    mean = state.mean if isinstance(state, RunningStats | Accumulating) else None
     for value in (mean, *params):
         initial = found if value is None else jnp.shape(value)
         # A scale with the dimensions of x may broadcast to it: the verb has the word on that.

@@ -14,7 +14,6 @@ from flax.linen.dtypes import canonicalize_dtype
 from jaxnorm import _checks
 from jaxnorm._normalize import normalize, normalize_tracking
 from jaxnorm._over import Over, wide_dtype
-from jaxnorm._trees import RunningStats
 
 
 def batch_norm(norm, x, alone):
@@ -73,19 +72,18 @@ def standardized(norm, x, over, features, affine, mask):
     return normalize(x, over, features, **_arguments(norm, x, features, affine, mask), dtype=dtype)
 
 
-def tracked(norm, x, over, features, affine, mask, mean, var, train):
-    """The norm of `x`, and the running mean and variance after it."""
+def tracked(norm, x, over, features, affine, mask, state, train):
+    """The norm of `x`, and its running statistics after it."""
     if norm.momentum is None:
         raise ValueError(
             f"{_name(norm)}: momentum=None averages by the number of updates, which Flax does not keep. A norm that "
             f"does is Norm(jaxnorm.BatchNorm(momentum=None))."
         )
     x, dtype = _dtypes(norm, x, affine)
-    mean = mean.astype(x.dtype) if jnp.iscomplexobj(x) and not jnp.iscomplexobj(mean) else mean
+    if jnp.iscomplexobj(x) and not jnp.iscomplexobj(state.mean):
+        state = state._replace(mean=state.mean.astype(x.dtype))
     options = _arguments(norm, x, features, affine, mask) | {"momentum": norm.momentum, "ddof": 0, "dtype": dtype}
-    state = RunningStats(mean, var, jnp.zeros((), jnp.int32))
-    y, (mean, var, _) = normalize_tracking(x, state, over, features, train=train, **options)
-    return y, mean, var
+    return normalize_tracking(x, state, over, features, train=train, **options)
 
 
 def write(variable, value):

@@ -9,7 +9,7 @@ from jaxnorm import _checks
 from jaxnorm._normalize import arguments, normalize, normalize_tracking
 from jaxnorm._over import Over, real_dtype
 from jaxnorm._standardize import standardize
-from jaxnorm._trees import RunningStats
+from jaxnorm._trees import Accumulating, RunningStats, recalibrating
 
 Axes = int | Sequence[int]
 Names = Hashable | Sequence[Hashable]
@@ -198,7 +198,7 @@ def group_norm(
 
 def batch_norm(
     x: Data,
-    state: RunningStats | None,
+    state: RunningStats | Accumulating | None,
     scale: ArrayLike | None = None,
     bias: ArrayLike | None = None,
     *,
@@ -210,7 +210,7 @@ def batch_norm(
     where: ArrayLike | None = None,
     axis_name: Names | None = None,
     virtual_batch_size: int | None = None,
-) -> tuple[Result, RunningStats | None]:
+) -> tuple[Result, RunningStats | Accumulating | None]:
     """Batch normalization: statistics per channel, of the batch in training and running ones in evaluation.
 
     y = γ (x − μ) / √(σ² + ε) + β,    μ and σ² over all axes but `channel_axis`
@@ -219,7 +219,8 @@ def batch_norm(
 
     Args:
         x: floating point or complex, any layout.
-        state: `RunningStats` of the channels. None in training: batch statistics alone, and no new state.
+        state: `RunningStats` of the channels, or what `jn.accumulate` makes of them. None in training: batch
+            statistics alone, and no new state.
         scale, bias: γ and β: vectors over the channel axis, scalars, or arrays with the dimensions of `x`, each of
             the same size or 1.
         train: a Python bool: normalize with the batch's statistics and update the state, or with the state.
@@ -255,7 +256,7 @@ def batch_norm(
     [[-1. -1.]
      [ 1.  1.]] [0.2 2. ]
     """
-    train = _checks.train(train, "batch_norm")
+    train = _checks.train(train, "batch_norm") or recalibrating(state)
     x = _checks.data(x, "batch_norm")
     channel = _checks.axis(channel_axis, x.ndim, "batch_norm: channel_axis")
     names = _checks.names(axis_name, "batch_norm") if train else ()

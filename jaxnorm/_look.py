@@ -34,6 +34,11 @@ class Statistics(NamedTuple):
     delta: Array | None
     var: Array
 
+    @property
+    def mean(self) -> Any:
+        """In one number."""
+        return self.pivot + self.delta  # pyright: ignore[reportOptionalOperand, reportOperatorIssue]
+
 
 def among(d, where):
     """`d` where it counts, and 0 elsewhere: a weight of 0 would leave 0 · NaN, forward or in the transpose."""

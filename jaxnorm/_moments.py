@@ -99,7 +99,7 @@ def moments(
 
 def _moments(found):
     """Statistics in other words."""
-    return Moments(found.count, found.pivot + found.delta, found.count * found.var)
+    return Moments(found.count, found.mean, found.count * found.var)
 
 
 def merge(

@@ -8,7 +8,7 @@ from jaxnorm import _checks
 from jaxnorm._ghosts import standardize_by_ghosts
 from jaxnorm._over import Expected
 from jaxnorm._placed import along
-from jaxnorm._running import mean_and_var, update
+from jaxnorm._running import advance, mean_and_var
 from jaxnorm._standardize import standardize, standardize_by_own
 
 
@@ -44,4 +44,4 @@ def normalize_tracking(
         y, found = standardize_by_own(over, dtype, True, x, where, expected, *rest)
     else:
         y, found = standardize_by_ghosts(ghost, who, over, dtype, x, where, expected, *rest)
-    return y, None if state is None else update(state, found, momentum, ddof)
+    return y, None if state is None else advance(state, found, momentum, ddof)

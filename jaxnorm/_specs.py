@@ -197,8 +197,8 @@ class BatchNorm(_Norm):
         return params, RunningStats(mean, jnp.ones(shape, mean.real.dtype), jnp.zeros((), jnp.int32))
 
     def apply(
-        self, params: Affine, state: RunningStats | None, x: Data, *, train: bool, where: ArrayLike | None = None
-    ) -> tuple[Result, RunningStats | None]:
+        self, params: Affine, state: Any, x: Data, *, train: bool, where: ArrayLike | None = None
+    ) -> tuple[Result, Any]:
         """The normalized `x`, and in training the updated state. As `jn.batch_norm`."""
         _fit.check(self, self._axes, params, state, x)
         return _functional.batch_norm(x, state, *params, train=train, where=where, **self._arguments())

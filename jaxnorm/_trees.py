@@ -1,6 +1,6 @@
 """What a norm learns and what it keeps."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float, Inexact, Int
 
@@ -37,7 +37,37 @@ class RunningStats(NamedTuple):
 
     mean: Inexact[Array, " channels"]
     var: Float[Array, " channels"]
-    count: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
+    count: Int[Array, ""] | None  # pyright: ignore[reportIncompatibleMethodOverride]
+
+
+class Accumulating(NamedTuple):
+    """Running statistics while the batches that come are parts of one, as `jn.accumulate` and `jn.recalibrate` make it.
+
+    mean, var, count ← one update of `before` by all data `seen`
+
+    `mean`, `var` and `count` are those of `RunningStats`, with what was seen so far. `before` are the `RunningStats` to
+    update, or None where the data seen are to replace them; `seen` are the statistics of these data.
+
+    >>> params, state = jn.BatchNorm().init(2)
+    >>> jn.accumulate(state).before.mean
+    Array([0., 0.], dtype=float32)
+    """
+
+    mean: Inexact[Array, " channels"]
+    var: Float[Array, " channels"]
+    count: Int[Array, ""] | None  # pyright: ignore[reportIncompatibleMethodOverride]
+    before: RunningStats | None
+    seen: Any
+
+
+def committed(state):
+    """The running statistics alone."""
+    return RunningStats(state.mean, state.var, state.count)
+
+
+def recalibrating(state):
+    """Whether data are to replace this state: statistics are the batch's then, in evaluation, too."""
+    return isinstance(state, Accumulating) and state.before is None
 
 
 def fields(tree):

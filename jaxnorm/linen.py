@@ -8,16 +8,19 @@ A mask that fits the first axes of `x` and its last ones alike is an error.
 """
 
 import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.initializers import Initializer
 from jaxtyping import ArrayLike, DTypeLike
 
-from jaxnorm import _checks, _flax
+from jaxnorm import _checks, _flax, _recalibrate
 from jaxnorm._functional import Data, Result
+from jaxnorm._recalibrate import arguments, told
 from jaxnorm._specs import Spec
-from jaxnorm._trees import fields
+from jaxnorm._trees import Accumulating, RunningStats, fields
 
 
 class Norm(nn.Module):
@@ -52,18 +55,19 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Data, *, train: bool | None = None, where: ArrayLike | None = None) -> Result:
-        train = _checks.train(nn.merge_param("train", self.train, train), "linen.Norm")
+        train = _recalibrating(self) or _checks.train(nn.merge_param("train", self.train, train), "linen.Norm")
         features = getattr(self.spec, "features", lambda shape: shape[-1])
         initial = self.spec.init(features(jnp.shape(x)), self.param_dtype)
         params, state = map(self._variables, initial, (self._parameter, self._statistic))
+        state = _accumulating(self, state)
         if self.is_initializing():
             # Mapped axes are not bound here, and there is nothing to learn about the data.
             synced = getattr(self.spec, "axis_name", None) is not None
             spec = dataclasses.replace(self.spec, axis_name=None) if synced else self.spec  # pyright: ignore
             return spec.apply(params, state, x, train=False, where=where)[0]
         y, state = self.spec.apply(params, state, x, train=train, where=where)
-        for name, value in fields(state if train else None).items():
-            self.put_variable("batch_stats", name, value)
+        if train:
+            _write(self, state)
         return y
 
     def _variables(self, initial, variable):
@@ -78,6 +82,48 @@ class Norm(nn.Module):
         if name == "count" and not self.is_initializing() and not self.has_variable("batch_stats", name):
             return initial
         return self.variable("batch_stats", name, lambda: initial).value
+
+
+def recalibrate(model: nn.Module, variables: Mapping[str, Any], batches: Iterable[Any], **kwargs) -> dict[str, Any]:
+    """Population statistics in the place of running averages, for all batch norms of a model.
+
+    mean = μ,    var = σ² n / (n − ddof),    of all data that each norm sees, merged over the batches
+
+    The model runs as it is told to, best in evaluation, without dropout: its norms use the statistics of each batch
+    nevertheless. `jn.recalibrate` is the same for functions; use that to shard batches over named axes.
+
+    Args:
+        model: a module with norms of jaxnorm, `Norm` or `BatchNorm`, in it.
+        variables: its variables, with `batch_stats`; trained, or with averaged weights.
+        batches: any iterable of what the model takes: an array, a tuple of arguments (data and a mask, say), or a
+            mapping of keyword arguments. Batches may be unequal, and arrays on several devices.
+        kwargs: further ones for `model.apply`. `train=False` is given where the model wants to know.
+
+    Returns:
+        The variables, with new `batch_stats`. Channels without data keep theirs.
+
+    Raises:
+        ValueError: there are no batches, or a norm that saw none of them, as those of flax.linen do.
+
+    Paper: Ioffe & Szegedy 2015, "Batch Normalization", algorithm 2.
+
+    >>> model = jn.linen.Norm(jn.BatchNorm())
+    >>> batches = [jnp.array([[1.0], [3.0]]), jnp.array([[8.0]])]
+    >>> variables = model.init(jax.random.key(0), batches[0], train=False)
+    >>> print(jn.linen.recalibrate(model, variables, batches)["batch_stats"]["mean"])
+    [4.]
+    """
+    rest = {name: value for name, value in variables.items() if name != "batch_stats"}
+    kwargs = told(type(model).__call__, kwargs)
+
+    def step(state, inputs):
+        rest, batch = inputs
+        args, more = arguments(batch)
+        _, updates = model.apply({**rest, "batch_stats": state}, *args, **more, **kwargs, mutable=["batch_stats"])
+        return updates["batch_stats"]
+
+    state = _recalibrate.recalibrate(step, variables.get("batch_stats", {}), ((rest, batch) for batch in batches))
+    return {**variables, "batch_stats": state}
 
 
 class BatchNorm(nn.BatchNorm):
@@ -95,8 +141,10 @@ class BatchNorm(nn.BatchNorm):
 
     @nn.compact
     def __call__(self, x, use_running_average=None, *, mask=None):
-        frozen = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
-        frozen = _checks.flag(frozen, "BatchNorm", "use_running_average")
+        frozen = False
+        if not _recalibrating(self):
+            frozen = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
+            frozen = _checks.flag(frozen, "BatchNorm", "use_running_average")
         alone = frozen or self.is_initializing()
         over, features = _flax.batch_norm(self, x, alone)
         dtype = jnp.float32 if self.force_float32_reductions else self.param_dtype
@@ -104,9 +152,10 @@ class BatchNorm(nn.BatchNorm):
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, dtype)
         var = self.variable("batch_stats", "var", jnp.ones, shape, dtype)
         affine = _affine(self, x, features)
-        y, *new = _flax.tracked(self, x, over, features, affine, mask, mean.value, var.value, train=not frozen)
+        state = _accumulating(self, RunningStats(mean.value, var.value, None))
+        y, state = _flax.tracked(self, x, over, features, affine, mask, state, train=not frozen)
         if not alone:
-            mean.value, var.value = new
+            _write(self, state)
         return y
 
 
@@ -168,6 +217,25 @@ class InstanceNorm(nn.InstanceNorm):
     @nn.compact
     def __call__(self, x, *, mask=None):
         return _standardized(self, _flax.instance_norm, x, mask)
+
+
+def _recalibrating(module):
+    """Whether the statistics of the module are those that `recalibrate` has emptied."""
+    return module.has_variable("batch_stats", "seen") and module.get_variable("batch_stats", "before") is None
+
+
+def _accumulating(module, state):
+    """Running statistics, with the variables that `jn.accumulate` has added to them."""
+    if not module.has_variable("batch_stats", "seen"):
+        return state
+    return Accumulating(*state, *(module.get_variable("batch_stats", name) for name in ("before", "seen")))
+
+
+def _write(module, state):
+    # Those of Flax count no updates.
+    for name, value in fields(state).items():
+        if name != "count" or value is not None:
+            module.put_variable("batch_stats", name, value)
 
 
 def _standardized(module, layout, x, mask):

@@ -5,14 +5,21 @@ The drop-ins are subclasses that replace `__call__`: arguments mean what they me
 `promote_dtype` does, and group norm takes data of any rank.
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import ArrayLike, DTypeLike
 
 from jaxnorm import _checks, _flax
 from jaxnorm._functional import Axes, Data, Result
+from jaxnorm._recalibrate import arguments, run, told
 from jaxnorm._specs import Spec
-from jaxnorm._trees import fields
+from jaxnorm._states import emptied, opened, replaced, tracks
+from jaxnorm._trees import Accumulating, RunningStats, committed, fields, recalibrating
+
+_ADDED = ("before", "seen")
 
 
 class Norm(nnx.Module):
@@ -54,11 +61,11 @@ class Norm(nnx.Module):
                 setattr(self, name, nnx.data(None) if value is None else kind(value))
 
     def __call__(self, x: Data, use_running_average: bool | None = None, *, where: ArrayLike | None = None) -> Result:
-        train = not _frozen(self, use_running_average)
-        params, state = (None if k is type(None) else k(*_read(self, k._fields)) for k in self._kinds)
+        params, state = _tree(self, self._kinds[0]), _state(self)
+        train = not _frozen(self, use_running_average) or recalibrating(state)
         y, state = self.spec.apply(params, state, x, train=train, where=where)
-        for name, value in fields(state if train else None).items():
-            _flax.write(getattr(self, name), value)
+        if train:
+            _store(self, state)
         return y
 
     def set_view(self, use_running_average: bool | None = None):
@@ -84,15 +91,15 @@ class BatchNorm(nnx.BatchNorm):
     """
 
     def __call__(self, x, use_running_average=None, *, mask=None):
-        frozen = _frozen(self, use_running_average)
+        state = _state(self)
+        frozen = _frozen(self, use_running_average) and not recalibrating(state)
         values = _read(self, ("mean", "var", "scale", "bias"))
         # What was averaged over many batches is not rounded.
         x, _, _, *affine = self.promote_dtype((x, *values), dtype=self.dtype)
         over, features = _flax.batch_norm(self, x, frozen)
-        y, mean, var = _flax.tracked(self, x, over, features, affine, mask, *values[:2], train=not frozen)
+        y, state = _flax.tracked(self, x, over, features, affine, mask, state, train=not frozen)
         if not frozen:
-            _flax.write(self.mean, mean)
-            _flax.write(self.var, var)
+            _store(self, state)
         return y
 
 
@@ -152,6 +159,117 @@ class InstanceNorm(nnx.InstanceNorm):
         return _standardized(self, _flax.instance_norm, x, mask)
 
 
+def accumulate(model: nnx.Module, start: ArrayLike = True) -> None:
+    """Running statistics of a model to which the batches from here on are parts of one, in place: `jn.accumulate`.
+
+    mean ← m · mean + (1 − m) · μ,    var ← m · var + (1 − m) · σ²,    with μ and σ² of all parts, merged
+
+    Args:
+        model: a module with norms of jaxnorm, `Norm` or `BatchNorm`, in it. They get variables `before` and `seen`.
+        start: whether a whole batch begins here; it may be traced.
+
+    Raises:
+        ValueError: there are no such norms.
+
+    >>> norm = jn.nnx.BatchNorm(1, momentum=0.9, rngs=nnx.Rngs(0))
+    >>> jn.nnx.accumulate(norm)
+    >>> ys = [norm(part) for part in (jnp.array([[1.0], [3.0]]), jnp.array([[8.0]]))]
+    >>> jn.nnx.commit(norm)
+    >>> print(norm.mean[...].round(3))  # as of one batch of three
+    [0.4]
+    """
+    for norm in _norms(model, "accumulate"):
+        _store(norm, opened(_state(norm), start))
+
+
+def commit(model: nnx.Module) -> None:
+    """Running statistics of a model after the parts that `accumulate` took as one, in place: `jn.commit`.
+
+    Args: model: as for `accumulate`. Raises ValueError: there are no batch norms of jaxnorm in it.
+
+    >>> norm = jn.nnx.Norm(jn.BatchNorm(), 1)
+    >>> jn.nnx.accumulate(norm)
+    >>> jn.nnx.commit(norm)
+    """
+    for norm in _norms(model, "commit"):
+        _store(norm, committed(_state(norm)))
+
+
+def recalibrate(model: nnx.Module, batches: Iterable[Any], **kwargs) -> None:
+    """Population statistics in the place of running averages, for all batch norms of a model, in place.
+
+    mean = μ,    var = σ² n / (n − ddof),    of all data that each norm sees, merged over the batches
+
+    The model runs in evaluation, without dropout: its norms use the statistics of each batch nevertheless.
+    `jn.recalibrate` is the same for functions; use that to shard batches over named axes.
+
+    Args:
+        model: a module with norms of jaxnorm, `Norm` or `BatchNorm`, in it; trained, or with averaged weights.
+        batches: any iterable of what the model takes: an array, a tuple of arguments (data and a mask, say), or a
+            mapping of keyword arguments. Batches may be unequal, and arrays on several devices.
+        kwargs: further ones for the model. `train=False` is given where it wants to know.
+
+    Raises:
+        ValueError: there are no batches, no batch norms of jaxnorm, or one that saw no data.
+
+    Paper: Ioffe & Szegedy 2015, "Batch Normalization", algorithm 2.
+
+    >>> norm = jn.nnx.BatchNorm(1, rngs=nnx.Rngs(0))
+    >>> jn.nnx.recalibrate(norm, [jnp.array([[1.0], [3.0]]), jnp.array([[8.0]])])
+    >>> print(norm.mean[...])
+    [4.]
+    """
+    view = nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False)
+    for norm in _norms(view, "recalibrate"):
+        _store(norm, emptied(_state(norm)))
+    graph, state, rest = nnx.split(view, nnx.BatchStat, ...)
+    kwargs = told(type(model).__call__, kwargs)
+
+    def step(state, inputs):
+        rest, batch = inputs
+        args, more = arguments(batch)
+        net = nnx.merge(graph, state, rest)
+        net(*args, **more, **kwargs)
+        return nnx.state(net, nnx.BatchStat)
+
+    nnx.update(view, run(step, state, ((rest, batch) for batch in batches)))
+    for norm, seen in zip(_norms(model, "recalibrate"), _norms(view, "recalibrate"), strict=True):
+        _store(norm, replaced(_state(seen)))
+
+
+def _norms(model, who):
+    """The modules with running statistics in a model."""
+    found = [m for _, m in nnx.iter_modules(model) if isinstance(m, Norm | BatchNorm) and tracks(_state(m))]
+    if not found:
+        raise ValueError(f"{who}: there are no batch norms of jaxnorm in a {type(model).__name__}.")
+    return found
+
+
+def _state(norm):
+    """What a norm keeps: its running statistics, with what `accumulate` has added to them, or None."""
+    state = _tree(norm, RunningStats if isinstance(norm, BatchNorm) else norm._kinds[1])
+    if not hasattr(norm, "seen"):
+        return state
+    return Accumulating(*state, *(getattr(norm, name).get_value() if hasattr(norm, name) else None for name in _ADDED))
+
+
+def _tree(module, kind) -> Any:
+    return None if kind is type(None) else kind(*_read(module, kind._fields))
+
+
+def _store(norm, state):
+    """Sets what a norm keeps; adds and removes what `accumulate` and `commit` do."""
+    values = {name: value for name, value in fields(state).items() if value is not None}
+    for name in _ADDED:
+        if name not in values and hasattr(norm, name):
+            delattr(norm, name)
+    for name, value in values.items():
+        if hasattr(norm, name):
+            _flax.write(getattr(norm, name), value)
+        else:
+            setattr(norm, name, nnx.BatchStat(value))
+
+
 def _standardized(module, layout, x, mask):
     values = _read(module, ("scale", "bias") if hasattr(module, "bias") else ("scale",))
     x, *affine = module.promote_dtype((x, *values), dtype=module.dtype)
@@ -164,5 +282,5 @@ def _frozen(module, use_running_average):
     return _checks.flag(frozen, type(module).__name__, "use_running_average")
 
 
-def _read(module, names):
-    return [None if v is None else v[...] for v in (getattr(module, name) for name in names)]
+def _read(module, names) -> list[Any]:
+    return [None if v is None else v[...] for v in (getattr(module, name, None) for name in names)]

@@ -126,10 +126,10 @@ def test_derivatives():
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (lambda: jn.merge(), TypeError, "nothing to merge"),
+        (lambda: jn.merge(), TypeError, "there is nothing to merge"),
         (lambda: jn.merge(DATA), TypeError, "got ndarray, not Moments"),
         (lambda: jn.merge(WHOLE, jn.Moments.zeros(4)), ValueError, r"shapes differ: \[\(3,\), \(4,\)\]"),
-        (lambda: jn.merge(WHOLE, WHOLE, axis=0), ValueError, "one stacked Moments; got 2"),
+        (lambda: jn.merge(WHOLE, WHOLE, axis=0), ValueError, "axis=0 goes with one, in which all are stacked; got 2"),
         (lambda: jn.moments(np.arange(3)), TypeError, "x has dtype int"),
         (lambda: jn.moments(DATA, 2), ValueError, "axis=2 is out of range: x has 2 dimensions"),
         (lambda: jn.moments(DATA, (0, -2)), ValueError, "twice"),

@@ -1,0 +1,122 @@
+"""Several batches as one: running statistics of all parts of a batch, or of replicas that trained apart."""
+
+from collections.abc import Hashable, Sequence
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import ArrayLike
+
+from jaxnorm import _checks
+from jaxnorm._look import Statistics
+from jaxnorm._over import Over
+from jaxnorm._states import each, opened
+from jaxnorm._statistics import pooled
+from jaxnorm._trees import RunningStats, committed
+
+State = TypeVar("State")
+
+
+def accumulate(state: State, start: ArrayLike = True) -> State:
+    """Running statistics to which the batches from here on are parts of one: they make one update together.
+
+    mean ← m · mean + (1 − m) · μ,    var ← m · var + (1 − m) · σ²,    with μ and σ² of all parts, merged
+
+    For gradient accumulation: a step of the optimizer is an update of the statistics, as if the batch were whole. Each
+    part is still normalized by its own statistics, without which it would have to wait for the others: y and gradients
+    are those of small batches. It is not `momentum` to the power 1/K, either: unequal parts weigh by their counts, and
+    the variance between parts counts.
+
+    Args:
+        state: `RunningStats`, or any pytree with such in it, as the state of a model; mappings of `mean` and `var`, as
+            in `batch_stats` of flax.linen, count as such. For nnx: `jaxnorm.nnx.accumulate`.
+        start: whether a whole batch begins here; False goes on with the one begun. It may be traced: `optax.MultiSteps`
+            knows by `has_updated(opt_state)`.
+
+    Returns:
+        The same with `Accumulating` in the place of `RunningStats`, of constant structure: a carry for `lax.scan`.
+        `jn.commit` turns it back.
+
+    Raises:
+        ValueError: there are no running statistics in `state`.
+
+    Paper: Chan, Golub & LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
+
+    >>> bn = jn.BatchNorm(momentum=0.9)
+    >>> params, state = bn.init(1)
+    >>> state = jn.accumulate(state)
+    >>> for part in (jnp.array([[1.0], [3.0]]), jnp.array([[8.0]])):
+    ...     y, state = bn.apply(params, state, part, train=True)
+    >>> print(jn.commit(state).mean.round(3), jn.commit(state).count)  # as of one batch of three
+    [0.4] 1
+    """
+    return each("accumulate", lambda s: opened(s, start), state)
+
+
+def commit(state: State) -> State:
+    """Running statistics after the parts that `jn.accumulate` took as one; the other end of it.
+
+    Args:
+        state: `Accumulating`, or any pytree with such in it.
+
+    Returns:
+        The same with `RunningStats` in their place.
+
+    Raises:
+        ValueError: there are no running statistics in `state`.
+
+    >>> params, state = jn.BatchNorm().init(1)
+    >>> jn.commit(jn.accumulate(state)) == state
+    True
+    """
+    return each("commit", committed, state)
+
+
+def merge_running(
+    *states: State,
+    axis: int | None = None,
+    axis_name: Hashable | Sequence[Hashable] | None = None,
+) -> State:
+    """Running statistics of replicas that trained apart, as one: the variance of their means is part of the variance.
+
+    mean = ⟨meanᵢ⟩,    var = ⟨varᵢ + |meanᵢ − mean|²⟩,    weighted by the numbers of updates
+
+    To average variances alone, as `jax.lax.pmean` over states does, would lose how far the means lie apart.
+
+    Args:
+        states: `RunningStats`, or pytrees with such in them, as `batch_stats` of flax.linen, of one structure. With
+            `axis` a single one, in which all are stacked. What else they hold is that of the first.
+        axis: the axis along which they are stacked.
+        axis_name: mapped axes (of vmap, pmap, shard_map): states of other devices are merged in.
+
+    Returns:
+        One state. Its count is that of all updates. States without updates have no weight beside others.
+
+    Raises:
+        TypeError: there is nothing to merge. ValueError: there are no running statistics; `axis` is given with several
+            states. NameError: `axis_name` is not bound.
+
+    Paper: Chan, Golub & LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
+
+    >>> a = jn.RunningStats(jnp.array([0.0]), jnp.array([1.0]), jnp.int32(5))
+    >>> b = jn.RunningStats(jnp.array([2.0]), jnp.array([1.0]), jnp.int32(5))
+    >>> print(*jn.merge_running(a, b))
+    [1.] [2.] 10
+    """
+    _checks.several(states, axis, "merge_running")
+    over = Over((0,), _checks.names(axis_name, "merge_running"))
+
+    def stacked(*parts):
+        return jnp.stack(parts) if axis is None else jnp.moveaxis(parts[0], axis, 0)
+
+    def merged(*parts):
+        mean, var, count, *_ = jax.tree.map(stacked, *parts)
+        # Where nobody has updates, all weigh the same.
+        n = jnp.ones(mean.shape[:1], var.dtype) if count is None else jnp.maximum(count.astype(var.dtype), 1e-30)
+        n = jnp.broadcast_to(n.reshape(*n.shape, *[1] * (mean.ndim - n.ndim)), mean.shape)
+        found = pooled(over, Statistics(n, mean, jnp.zeros_like(mean), var), jnp.zeros((), mean.dtype))
+        total = None if count is None else lax.psum(count.sum(0, dtype=count.dtype), over.names)
+        return RunningStats(found.mean[0], found.var[0], total)
+
+    return each("merge_running", merged, *states)

@@ -1,0 +1,70 @@
+"""Population statistics in the place of running averages."""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+import jax
+
+from jaxnorm._states import each, emptied, replaced
+
+State = TypeVar("State")
+
+
+def recalibrate(step: Callable[[State, Any], State], state: State, batches: Iterable[Any]) -> State:
+    """Population statistics in the place of running averages: for a trained network, or one of averaged weights.
+
+    mean = μ,    var = σ² n / (n − ddof),    of all data that each norm sees, merged over the batches
+
+    Batches may be unequal, and masked; the variance between them counts. Norms use the statistics of the batch in this
+    time, whether they are told `train=True` or False: tell them False, and dropout is off, as it will be.
+
+    Args:
+        step: (state, batch) → state: the network, run on a batch. It is compiled, once for all batches of a shape; over
+            several devices let it be a `jax.shard_map`, or give it sharded batches.
+        state: a pytree with `RunningStats` in it; or mappings of `mean` and `var`, as in `batch_stats` of flax.linen.
+        batches: any iterable. There is one batch in work at a time, so a progress bar around it tells the truth.
+
+    Returns:
+        The state, with new running statistics; `count` is the number of batches. Channels without data keep theirs.
+
+    Raises:
+        ValueError: there are no running statistics in `state`, no batches, or a norm that saw none of them.
+
+    Paper: Ioffe & Szegedy 2015, "Batch Normalization", algorithm 2; Wu & Johnson 2021, "Rethinking 'Batch' in
+    BatchNorm", on why these are more precise than averages with a momentum.
+
+    >>> bn = jn.BatchNorm()
+    >>> params, state = bn.init(1)
+    >>> batches = [jnp.array([[1.0], [3.0]]), jnp.array([[8.0]])]
+    >>> state = jn.recalibrate(lambda state, x: bn.apply(params, state, x, train=False)[1], state, batches)
+    >>> print(state.mean, state.var.round(1))
+    [4.] [8.7]
+    """
+    return each("recalibrate", replaced, run(step, each("recalibrate", emptied, state), batches))
+
+
+def run(step, state, batches):
+    """The state after all batches."""
+    step, empty = jax.jit(step), True
+    for batch in batches:
+        # Else batches would pile up in a queue of the device.
+        jax.block_until_ready(state)
+        state, empty = step(state, batch), False
+    if empty:
+        raise ValueError("recalibrate: there are no batches. An iterator that was used up gives none.")
+    return state
+
+
+def arguments(batch):
+    """Positional and keyword arguments of a model, from a batch of either, or of one."""
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    return (tuple(batch) if isinstance(batch, tuple | list) else (batch,)), {}
+
+
+def told(call, kwargs):
+    """Keyword arguments that a model is called with: in evaluation, where it wants to know."""
+    train = inspect.signature(call).parameters.get("train")
+    wants = train is not None and train.default is train.empty
+    return {"train": False, **kwargs} if wants else kwargs

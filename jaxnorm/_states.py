@@ -1,0 +1,79 @@
+"""Running statistics wherever they are in a pytree, and what can be done to them between batches."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from jaxnorm._look import Statistics
+from jaxnorm._over import real_dtype, wide_dtype
+from jaxnorm._trees import Accumulating, RunningStats, committed, fields
+
+
+def each(who, change, *trees):
+    """Pytrees of one structure with all running statistics in them changed."""
+    found = 0
+
+    def visit(*nodes):
+        nonlocal found
+        if not tracks(nodes[0]):
+            return nodes[0]
+        found += 1
+        return _written(change(*map(_read, nodes)), nodes[0])
+
+    changed = jax.tree.map(visit, *trees, is_leaf=tracks)
+    if not found:
+        raise ValueError(f"{who}: there are no running statistics in a {type(trees[0]).__name__}: no RunningStats.")
+    return changed
+
+
+def tracks(node) -> bool:
+    """Whether it is running statistics, or the variables that hold them."""
+    return isinstance(node, RunningStats | Accumulating) or (isinstance(node, Mapping) and {"mean", "var"} <= {*node})
+
+
+def _read(node):
+    if not isinstance(node, Mapping):
+        return node
+    running = RunningStats(node["mean"], node["var"], node.get("count"))
+    return Accumulating(*running, node["before"], node["seen"]) if "seen" in node else running
+
+
+def _written(state, node):
+    if not isinstance(node, Mapping):
+        return state
+    new = {name: value for name, value in fields(state).items() if name != "count" or name in node}
+    kept = {name: value for name, value in node.items() if name not in Accumulating._fields}
+    return type(node)({**kept, **new})  # pyright: ignore[reportCallIssue]
+
+
+def opened(state, start):
+    """Running statistics, ready for a whole batch where it starts."""
+    running, nothing = committed(state), _nothing(state.mean)
+    if not isinstance(state, Accumulating):
+        return Accumulating(*running, running, nothing)
+    begun = jax.tree.map(lambda new, old: jnp.where(start, new, old), (running, nothing), state[3:])
+    return Accumulating(*running, *begun)
+
+
+def emptied(state):
+    """Running statistics that data are to replace."""
+    count = jax.tree.map(jnp.zeros_like, state.count)
+    return Accumulating(state.mean, state.var, count, None, _nothing(state.mean))
+
+
+def replaced(state):
+    """The same, if data came."""
+    if not jnp.any(state.seen.count > 0):
+        raise ValueError(
+            f"recalibrate: a norm of {jnp.size(state.mean)} channels saw no data. Is it called, and is it one of "
+            f"jaxnorm? flax.linen.BatchNorm has a drop-in replacement: jaxnorm.linen.BatchNorm."
+        )
+    return committed(state)
+
+
+def _nothing(mean):
+    """Statistics of no data, for means of this shape and dtype."""
+    mean = jnp.zeros_like(mean, dtype=wide_dtype(mean))
+    count = jnp.zeros_like(mean, dtype=real_dtype(mean))
+    return Statistics(count, mean, mean, count + 1)

@@ -1,0 +1,247 @@
+"""The parts of a batch make one update, a data set gives its own statistics, replicas are merged: any cut will do."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
+
+import jaxnorm as jn
+
+rng = np.random.default_rng(0)
+# Means of 1e4, and parts that differ: their own means and variances are not those of the whole.
+X = (rng.standard_normal((24, 5, 3)) + 3 * rng.standard_normal((24, 1, 3)) + [0, 1e4, -20]).astype(np.float32)
+WHERE = rng.random((24, 5, 1)) > 0.3
+EXACT = np.where(WHERE, X.astype(float), np.nan)
+MEAN, VAR = np.nanmean(EXACT, (0, 1)), np.nanvar(EXACT, (0, 1))
+N = WHERE.sum()
+
+BN = jn.BatchNorm(momentum=0.9)
+PARAMS, STATE = BN.init(3)
+part_of = jax.jit(lambda spec, state, x, where: spec.apply(PARAMS, state, x, train=True, where=where))
+
+cuts = st.lists(st.integers(0, 24), max_size=5).map(lambda c: np.split(np.arange(24), sorted(c)))
+
+
+def close(state, mean, var, count, digits=1e-5):
+    np.testing.assert_allclose(state.mean, mean, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(state.var, var, rtol=digits)
+    assert state.count == count
+
+
+def masks(parts):
+    """The same shapes for any partition: all data, of which each part includes its own."""
+    for rows in parts:
+        yield WHERE & np.isin(np.arange(24), rows)[:, None, None]
+
+
+@given(cuts)
+def test_any_parts_make_the_update_of_the_whole(parts):
+    state = jn.accumulate(STATE)
+    for where in masks(parts):
+        _, state = part_of(BN, state, X, where)
+    close(jn.commit(state), 0.1 * MEAN, 0.9 + 0.1 * VAR, 1)
+
+
+@pytest.mark.parametrize("momentum", [0.9, None])
+def test_updates_follow_one_another(momentum):
+    """As of whole batches, also by the number of updates and with ddof."""
+    spec = jn.BatchNorm(momentum=momentum, ddof=1)
+    state, want = spec.init(3)[1], spec.init(3)[1]
+    for scale in (1, 2):
+        state = jn.accumulate(state)
+        for rows in (slice(7), slice(7, 24)):
+            _, state = part_of(spec, state, scale * X[rows], WHERE[rows])
+        state = jn.commit(state)
+        _, want = part_of(spec, want, scale * X, WHERE)
+    close(state, want.mean, want.var, 2)
+
+
+def test_parts_are_a_scan_and_steps_of_the_optimizer_are_updates():
+    """optax.MultiSteps says when a whole batch begins; parts of 6 in a scan, two updates."""
+    optimizer = optax.MultiSteps(optax.sgd(0.1), 2)
+
+    def step(carry, x):
+        params, state, opt = carry
+        loss = lambda p: (lambda y, s: (jnp.sin(y).sum(), s))(*BN.apply(p, state, x, train=True))
+        grads, state = jax.grad(loss, has_aux=True)(params)
+        updates, opt = optimizer.update(grads, opt, params)
+        return (optax.apply_updates(params, updates), jn.accumulate(state, optimizer.has_updated(opt)), opt), state
+
+    carry = PARAMS, jn.accumulate(STATE), optimizer.init(PARAMS)
+    with jax.numpy_dtype_promotion("standard"):
+        (_, state, _), _ = jax.jit(lambda carry: jax.lax.scan(step, carry, X.reshape(4, 6, 5, 3)))(carry)
+    want = STATE
+    for half in (X[:12], X[12:]):
+        _, want = part_of(BN, want, half, np.ones((12, 5, 1), bool))
+    close(jn.commit(state), want.mean, want.var, 2)
+
+
+def test_evaluation_meanwhile_uses_what_is_known():
+    _, state = part_of(BN, jn.accumulate(STATE), X, WHERE)
+    y, same = BN.apply(PARAMS, state, X, train=False)
+    want, _ = BN.apply(PARAMS, jn.commit(state), X, train=False)
+    np.testing.assert_array_equal(y, want)
+    assert same is state
+
+
+def test_a_part_with_nan_is_left_out():
+    state = jn.accumulate(STATE)
+    for x in (X, jnp.full_like(X, jnp.nan).at[..., 2].set(X[..., 2])):
+        _, state = part_of(BN, state, x, WHERE)
+    close(jn.commit(state), 0.1 * MEAN, 0.9 + 0.1 * VAR, 1)
+
+
+class Net(nn.Module):
+    """Both kinds of layers; under `scan`, stacked variables."""
+
+    norm: type = jn.linen.BatchNorm
+
+    @nn.compact
+    def __call__(self, x, where=None, *, train):
+        x = self.norm(momentum=0.9)(x, use_running_average=not train, mask=where)
+        x = nn.Dropout(0.5, deterministic=not train)(x)
+        x = nn.Dense(3)(x)
+        layers = nn.scan(
+            lambda norm, x, _: (norm(x, train=train, where=where), None),
+            variable_axes={"params": 0, "batch_stats": 0},
+            split_rngs={"params": True},
+            length=2,
+        )
+        return layers(jn.linen.Norm(BN), x, None)[0]
+
+
+@pytest.fixture(scope="module")
+def net():
+    return Net(), Net().init(jax.random.key(0), X, train=False)
+
+
+def test_accumulating_in_linen(net):
+    model, variables = net
+    rngs = {"dropout": jax.random.key(1)}
+
+    @jax.jit
+    def part(stats, x, where):
+        now = {**variables, "batch_stats": stats}
+        return model.apply(now, x, where, train=True, rngs=rngs, mutable="batch_stats")[1]
+
+    stats = jn.accumulate(variables["batch_stats"])
+    for rows in (slice(5), slice(5, 24)):
+        stats = part(stats, X[rows], WHERE[rows])["batch_stats"]
+    stats = jn.commit(stats)
+    assert jax.tree.structure(stats) == jax.tree.structure(variables["batch_stats"])
+    first, stacked = stats["BatchNorm_0"], stats["Norm_0"]
+    close(jn.RunningStats(first["mean"], first["var"], 1), 0.1 * MEAN, 0.9 + 0.1 * VAR, 1)
+    np.testing.assert_array_equal(stacked["count"], [1, 1])
+
+
+@pytest.mark.parametrize("as_batch", [lambda x, w: {"x": x, "where": w}, lambda x, w: (x, w)], ids=["dict", "tuple"])
+def test_recalibrating_in_linen(net, as_batch):
+    """Unequal batches, masks, dropout off without being told, a scan over layers."""
+    model, variables = net
+    spoilt = jax.tree.map(lambda v: v * jnp.nan if v.dtype == jnp.float32 else v, variables["batch_stats"])
+    batches = (as_batch(X[rows], WHERE[rows]) for rows in (slice(1), slice(1, 10), slice(10, 24)))
+    stats = jn.linen.recalibrate(model, {**variables, "batch_stats": spoilt}, batches)["batch_stats"]
+    first, stacked = stats["BatchNorm_0"], stats["Norm_0"]
+    close(jn.RunningStats(first["mean"], first["var"], 3), MEAN, VAR, 3)
+    np.testing.assert_array_equal(stacked["count"], [3, 3])
+    assert all(jnp.isfinite(v).all() for v in jax.tree.leaves(stats))
+
+
+class NnxNet(nnx.Module):
+    def __init__(self, rngs):
+        self.first, self.norm = jn.nnx.BatchNorm(3, momentum=0.9, rngs=rngs), jn.nnx.Norm(BN, 3)
+        self.drop, self.stateless = nnx.Dropout(0.5, rngs=rngs), jn.nnx.Norm(jn.LayerNorm(), 3)
+
+    def __call__(self, x, where=None):
+        return self.stateless(self.norm(self.drop(self.first(x, mask=where)), where=where))
+
+
+def test_accumulating_and_recalibrating_in_nnx():
+    model = NnxNet(nnx.Rngs(0))
+    before = nnx.graphdef(model)
+    part = nnx.jit(lambda model, x, where: model(x, where))
+    jn.nnx.accumulate(model)
+    for rows in (slice(5), slice(5, 24)):
+        part(model, X[rows], WHERE[rows])
+    jn.nnx.commit(model)
+    close(jn.RunningStats(model.first.mean[...], model.first.var[...], 1), 0.1 * MEAN, 0.9 + 0.1 * VAR, 1)
+    assert model.norm.count[...] == 1
+    jn.nnx.recalibrate(model, [(X[rows], WHERE[rows]) for rows in (slice(1), slice(1, 10), slice(10, 24))])
+    close(jn.RunningStats(model.first.mean[...], model.first.var[...], 3), MEAN, VAR, 3)
+    assert model.norm.count[...] == 3
+    assert nnx.graphdef(model) == before
+
+
+@given(cuts)
+def test_recalibration_is_exact_for_any_batches(parts):
+    step = lambda state, where: {**state, "norm": part_of(BN, state["norm"], X, where)[1]}
+    batches = list(masks(parts))
+    state = jn.recalibrate(step, {"norm": STATE, "else": jnp.ones(2)}, iter(batches))
+    close(state["norm"], MEAN, VAR, state["norm"].count)
+    np.testing.assert_array_equal(state["else"], 1)
+
+
+def test_a_long_stream_keeps_its_digits():
+    """Increments far below the last digit of a mean of 1e4 add up."""
+    x = (rng.standard_normal((2000, 64, 2)) + 1e4).astype(np.float32)
+    one = lambda state, x: (BN.apply(jn.Affine(), state, x, train=False)[1], None)
+    state = jn.recalibrate(lambda state, xs: jax.lax.scan(one, state, xs)[0], BN.init(2)[1], [x])
+    np.testing.assert_allclose(state.mean, x.mean((0, 1), dtype=float), rtol=2**-24)
+    np.testing.assert_allclose(state.var, x.var((0, 1), dtype=float), rtol=1e-5)
+
+
+def test_a_channel_without_data_keeps_its_statistics():
+    where = np.ones((24, 5, 3), bool)
+    where[..., 1] = False
+    old = STATE._replace(mean=jnp.array([1.0, 2.0, 3.0]))
+    state = jn.recalibrate(lambda s, x: part_of(BN, s, x, where)[1], old, [X])
+    assert (state.mean[1], state.var[1]) == (2, 1)
+    np.testing.assert_allclose(state.mean[0], X[..., 0].mean(dtype=float), rtol=1e-5)
+
+
+def test_replicas_merge_with_the_variance_of_their_means():
+    spec = jn.BatchNorm(momentum=None)
+    states = [spec.init(3)[1]]
+    for rows in (slice(12), slice(12, 24)):
+        states.append(part_of(spec, states[0], X[rows], np.ones((12, 5, 1), bool))[1])
+    # Means of 1e4 were rounded when they became running ones.
+    rounded = 2e-4
+    mean, var = X.mean((0, 1), dtype=float), X.var((0, 1), dtype=float)
+    close(jn.merge_running(*states), mean, var, 2, rounded)
+    stacked = {"norm": {"mean": jnp.stack([s.mean for s in states[1:]], 1)}, "else": jnp.ones(2)}
+    stacked["norm"]["var"] = jnp.stack([s.var for s in states[1:]], 1)
+    merged = jn.merge_running(stacked, axis=1)
+    close(jn.RunningStats(**merged["norm"], count=2), mean, var, 2, rounded)
+    shared = jax.vmap(lambda s: jn.merge_running(s, axis_name="host"), axis_name="host")(
+        jax.tree.map(lambda *v: jnp.stack(v), *states)
+    )
+    close(jax.tree.map(lambda v: v[1], shared), mean, var, 2, rounded)
+    jax.tree.map(np.testing.assert_array_equal, jn.merge_running(STATE, STATE), STATE)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: jn.accumulate({"layer": {"mean": jnp.ones(2)}}), ValueError, "accumulate: there are no running stat"),
+        (lambda: jn.commit(()), ValueError, "commit: there are no running statistics in a tuple"),
+        (lambda: jn.merge_running(), TypeError, "merge_running: there is nothing to merge"),
+        (lambda: jn.merge_running(STATE, STATE, axis=0), ValueError, "axis=0 goes with one"),
+        (lambda: jn.recalibrate(lambda s, x: s, STATE, []), ValueError, "there are no batches. An iterator"),
+        (lambda: jn.recalibrate(lambda s, x: s, STATE, [X]), ValueError, "of 3 channels saw no data"),
+        (lambda: jn.nnx.recalibrate(nnx.BatchNorm(3, rngs=nnx.Rngs(0)), [X]), ValueError, "no batch norms of jaxnorm"),
+    ],
+)
+def test_errors(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
+
+
+def test_a_batch_norm_of_flax_is_told_from_ours():
+    model = nn.BatchNorm(use_running_average=True)
+    with pytest.raises(ValueError, match=r"drop-in replacement: jaxnorm\.linen\.BatchNorm"):
+        jn.linen.recalibrate(model, model.init(jax.random.key(0), X), [X])
