@@ -58,12 +58,17 @@ def _about_zero_or(over, expected, data):
     """The same, but straight about the expected mean if 0 is expected to be poor."""
     mean = _finite_mean(expected)
     far = jnp.any(_far(mean, expected.var))
-    n = size(over, data.x) if data.where is None else over.weight(data.x, data.where)
-    # What makes the guard move to pivot + 0.
-    delta, var = (jnp.zeros_like(data.x, v.dtype).sum(over.axes, keepdims=True) for v in expected)
-    unknown = delta, var + jnp.inf
-    found = lax.cond(far, lambda data: unknown, lambda data: look(over, data, None, n)[1:], data)
-    return _settle(over, data, jnp.where(far, mean, 0), (n, *found))
+
+    def unknown(data):
+        # What makes the guard move to pivot + 0.
+        delta, var = (jnp.zeros_like(data.x, v.dtype).sum(over.axes, keepdims=True) for v in expected)
+        n = size(over, data.x) if data.where is None else over.weight(data.x, data.where)
+        return n, delta, var + jnp.inf
+
+    n, delta, var = lax.cond(far, unknown, lambda data: look(over, data, None), data)
+    # A count that is known is not carried along: what depends on it would be computed for every element.
+    n = size(over, data.x) if data.where is None else n
+    return _settle(over, data, jnp.where(far, mean, 0), (n, delta, var))
 
 
 def _about_expected(over, expected, data):

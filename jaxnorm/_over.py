@@ -121,11 +121,13 @@ class Over(NamedTuple):
 
     def weight(self, x, where):
         """The weight on this device of everything that shares a statistic."""
-        # A mask is summed as it is, not once per channel that it is broadcast to; a boolean one exactly, in integers.
+        # A mask is summed as it is, not once per channel that it is broadcast to; a boolean one in integers, but along
+        # the first axis: if that is over devices, this sum goes along with others in one collective.
         boolean = where.dtype == jnp.bool_
         w = where.astype(jnp.int32 if boolean else real_dtype(x))
         w = w if boolean else jnp.where(included(where), w, 0)
-        total = w.sum(self.axes, keepdims=True).astype(real_dtype(x))
+        first, *rest = sorted(self.axes) or [()]
+        total = w.sum(rest, keepdims=True).astype(real_dtype(x)).sum(first, keepdims=True)
         copies = math.prod(x.shape[a] for a in self.axes if where.shape[a] == 1)
         shape = [1 if a in self.axes else n for a, n in enumerate(x.shape)]
         return self._pool(jnp.broadcast_to(total * copies, shape))
@@ -165,7 +167,7 @@ class Over(NamedTuple):
     def _members(self):
         """Which slot each index along axis 0 on this device belongs to: booleans, an index by a slot."""
         slots = np.reshape(self.slots, (lax.psum(1, self.names), -1))
-        return jnp.asarray(slots)[lax.axis_index(self.names), :, None] == np.arange(1 + max(self.slots))
+        return jnp.asarray(slots)[lax.axis_index(self.names), :, None] == np.arange(1 + max(self.slots))[None]
 
     def _pool(self, v, pool=jnp.sum):
         # Channels were summed before groups of them are: this array is tiny, and x itself is never reshaped.

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxnorm._find import find
 from jaxnorm._look import Data, Statistics, among, own_copies, size, weigh
@@ -98,12 +97,11 @@ def _statistics_jvp(over, primals, tangents):
 def pooled(over, parts, pivot=None) -> Statistics:
     """Statistics of all data, from those of its parts, with digits of the mean that one number would not hold.
 
-    The pivot is to be the same on all devices; on one, that of the largest part is the choice.
+    The pivot is to be the same on all devices; on one, the mean of theirs is as near as any.
     """
     if pivot is None:
-        (axis,) = over.axes
-        largest = lax.broadcasted_iota(jnp.int32, parts.count.shape, axis) == parts.count.argmax(axis, keepdims=True)
-        pivot = jnp.where(largest, parts.pivot, 0).sum(axis, keepdims=True)
+        total = jnp.where(parts.count > 0, parts.count * parts.pivot, 0).sum(over.axes, keepdims=True)
+        pivot = total * inverse(parts.count.sum(over.axes, keepdims=True))
     d = deviation(parts.pivot, pivot) + parts.delta
     n, p, delta, var = statistics(over, Data(d, parts.count, parts.var))
     return Statistics(n, jnp.where(n == 0, 0, pivot), p + delta, var)
