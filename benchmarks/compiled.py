@@ -36,6 +36,11 @@ BLOCKS = [
 ]
 """A case between two convolutions of a kernel size, or between two matrix products."""
 
+_SHARE = 64
+SHARDED = [("v6e", 4), ("h100", 4), ("v5e", 4), ("v5e:16x16", 256)]
+HOW = ("jit", "shard_map")
+"""A batch of so many examples on each device: of all that compilers know, or with its axis named."""
+
 
 def environment():
     """The Python to run this in: this one where it has the compilers, else that of a virtual environment, made once."""
@@ -94,11 +99,11 @@ def block(case, kernel, library, target):
     return program(target, f, args), program(target, with_vjp(f, learned=5), (x, *args))
 
 
-def sharded(how, library, target, devices=4):
+def sharded(how, library, target, devices):
     """Batch norm of a batch over several devices, by jit or by shard_map; forward, and with backward."""
     from benchmarks.targets import mesh_of, program
 
-    case = Case("batch", _IMAGES)
+    case = Case("batch", (_SHARE * devices, *_IMAGES[1:]))
     mesh, (g, args) = mesh_of(target, batch=devices), shapes(case)
     split = (P("batch"), P(), P(), P(), P())
     if how == "jit":
@@ -136,13 +141,14 @@ def measure(done):
                     record(
                         "block", f"{case.name} between {between}", target, library, block(case, kernel, library, target)
                     )
-                for how in ("jit", "shard_map"):
-                    record(
-                        "collectives", f"batch over 4 devices, {how}", target, library, sharded(how, library, target)
-                    )
+    for target, devices in SHARDED:
+        for library in NAMES:
+            for how in HOW:
+                what = f"batch over {devices} devices, {how}"
+                record("collectives", what, target, library, sharded(how, library, target, devices))
     return records
 
 
 def programs():
     """How many measurements there are."""
-    return len(NAMES) * (len(TARGETS) * len(ALONE) + 2 * (len(BLOCKS) + 2))
+    return len(NAMES) * (len(TARGETS) * len(ALONE) + 2 * len(BLOCKS) + len(SHARDED) * len(HOW))

@@ -42,7 +42,7 @@ def program(how, devices, masked=False, **options):
 @pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
 @pytest.mark.parametrize("how", ["shard_map", "shard_map without vma", "jit"])
 def test_one_collective_each_way(how, masked):
-    """Three vectors forward at most (count, mean, variance), two backward; one more collective if the pivot was poor."""
+    """Three vectors forward at most (count, mean, variance), two backward; one more if the pivot was poor."""
     few, many = (program(how, n, masked) for n in (2, 8))
     for found in few, many:
         assert found.collectives.keys() | found.collectives_in_conditionals.keys() == {"all-reduce"}
