@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo bench test lint suite flax wheel oldest compilers interpreters clean
+.PHONY: demo bench test lint suite flax notebooks wheel oldest compilers interpreters clean
 
 demo: $(VENV)/demo
 	$(RUN)/python -m jaxnorm $(ARGS)
@@ -14,7 +14,7 @@ bench: $(VENV)/bench
 	$(RUN)/python -m benchmarks $(BENCH) $(ARGS)
 
 # All checks, with one interpreter; CI runs the oldest releases and other interpreters besides.
-test: lint suite flax wheel
+test: lint suite flax notebooks wheel
 
 lint: $(VENV)/test
 	$(RUN)/ruff check .
@@ -27,6 +27,12 @@ suite: $(VENV)/test
 # Flax's own tests of its norms, with ours in their place.
 flax: $(VENV)/test
 	$(RUN)/python tests/flax_suites.py
+
+# The notebooks, from top to bottom; results/ has them with what they show.
+notebooks: $(VENV)/test
+	mkdir -p results
+	for notebook in notebooks/*.py; do \
+		$(RUN)/jupytext --to ipynb --execute --output results/$$(basename $$notebook .py).ipynb $$notebook || exit 1; done
 
 # The wheel, in an environment that has never seen this checkout.
 wheel: $(VENV)/test

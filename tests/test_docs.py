@@ -14,6 +14,7 @@ import jaxnorm as jn
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 MIGRATION = (ROOT / "docs" / "migration.md").read_text()
+DISTRIBUTED = (ROOT / "docs" / "distributed.md").read_text()
 X = jax.random.normal(jax.random.key(1), (8, 6, 6, 3)) * 2 + 5
 
 
@@ -43,6 +44,14 @@ def test_examples_of_migration():
     assert scope["state"].count == 8
     assert scope["y"].shape == (4, 6, 6, 3)
     assert scope["updates"]["batch_stats"]["mean"].shape == (3,)
+
+
+def test_examples_of_distributed():
+    with jax.numpy_dtype_promotion("standard"):  # for optax.MultiSteps
+        scope = run(DISTRIBUTED)
+    assert scope["state"].count == 2
+    assert scope["y"].shape == (64, 8, 8, 16)
+    np.testing.assert_allclose(scope["total"].var, np.asarray(scope["parts"][:2]).var((0, 1, 2, 3)), rtol=1e-5)
 
 
 def trained(step):
