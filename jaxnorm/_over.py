@@ -126,8 +126,8 @@ class Over(NamedTuple):
         boolean = where.dtype == jnp.bool_
         w = where.astype(jnp.int32 if boolean else real_dtype(x))
         w = w if boolean else jnp.where(included(where), w, 0)
-        first, *rest = sorted(self.axes) or [()]
-        total = w.sum(rest, keepdims=True).astype(real_dtype(x)).sum(first, keepdims=True)
+        axes = tuple(sorted(self.axes))
+        total = w.sum(axes[1:], keepdims=True).astype(real_dtype(x)).sum(axes[:1], keepdims=True)
         copies = math.prod(x.shape[a] for a in self.axes if where.shape[a] == 1)
         shape = [1 if a in self.axes else n for a, n in enumerate(x.shape)]
         return self._pool(jnp.broadcast_to(total * copies, shape))

@@ -7,37 +7,34 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 
 def _spec(x):
-    """Where `x` lies, axis by axis, on a mesh with explicit axes; None elsewhere."""
-    sharding = jax.typeof(x).sharding
-    return None if sharding.mesh.empty or not any(sharding.spec) else [*sharding.spec, *[None] * x.ndim][: x.ndim]
+    """Where `x` lies, axis by axis: a name of an explicit axis of a mesh, several, or None."""
+    return [*jax.typeof(x).sharding.spec, *[None] * x.ndim][: x.ndim]
 
 
-def _put(v, spec, mesh):
+def _placed(v, spec, x):
+    """`v` on the mesh that it or `x` is on."""
+    if _spec(v) == spec:
+        return v
+    mesh = next(mesh for mesh in (jax.typeof(a).sharding.mesh for a in (x, v)) if not mesh.empty)
     return jax.sharding.reshard(v, NamedSharding(mesh, PartitionSpec(*spec)))
 
 
 def along(v, x):
     """A vector in the dimensions of `x`, as `x` lies."""
-    mine, other = None if v is None else _spec(v), _spec(x)
-    if v is None or (mine is None and other is None):
-        return v
-    wanted = [s if n > 1 else None for s, n in zip(other or [None] * x.ndim, v.shape, strict=True)]
-    mesh = jax.typeof(v if other is None else x).sharding.mesh
-    return v if mine == wanted else _put(v, wanted, mesh)
+    if v is None:
+        return None
+    return _placed(v, [s if n > 1 else None for s, n in zip(_spec(x), v.shape, strict=True)], x)
 
 
 def back(new, old):
     """A new array as an old one of its shape lies: a carry of a loop stays what it was."""
-    mine, wanted = _spec(new), _spec(old)
-    if mine == wanted:
-        return new
-    return _put(new, wanted or [], jax.typeof(new if wanted is None else old).sharding.mesh)
+    return _placed(new, _spec(old), old)
 
 
 def split(v, pieces):
     """Axis 0 in so many pieces: these lie as the axis did, or else what is in them."""
     spec, shape = _spec(v), (pieces, v.shape[0] // pieces if pieces else 1, *v.shape[1:])
-    if spec is None or spec[0] is None:
+    if spec[0] is None:
         return v.reshape(shape)
     sharding = jax.typeof(v).sharding
     names = spec[0] if isinstance(spec[0], tuple) else (spec[0],)
@@ -48,4 +45,4 @@ def split(v, pieces):
 
 def joined(v, x):
     """The same undone, as `x` lies."""
-    return v.reshape(x.shape) if _spec(x) is None else v.reshape(x.shape, out_sharding=jax.typeof(x).sharding)
+    return v.reshape(x.shape, out_sharding=jax.typeof(x).sharding if any(_spec(x)) else None)

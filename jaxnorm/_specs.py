@@ -171,7 +171,8 @@ class BatchNorm(_Norm):
 
     y = γ (x − μ) / √(σ² + ε) + β,    statistics of the batch in training, running ones in evaluation
 
-    Leaves: `momentum`, `epsilon`. The rest is static. params: `Affine` of (channels,); state: `RunningStats`.
+    Leaves: `momentum`, `epsilon`. The rest is static. params: `Affine` of (channels,); state: `RunningStats`. With
+    `virtual_batch_size`, so many examples in a row are normalized on their own in training.
 
     Paper: Ioffe & Szegedy 2015, "Batch Normalization".
 
