@@ -144,18 +144,17 @@ def compiled(out):
     rows = {}
     for r in records:
         forward, both = r["forward"], r["both"]
+        cell = f"{forward['units']:.2f} / {both['units']:.2f}"
         if r["table"] == "collectives":
-            cell = f"{_count(forward)} / {_count(both)}, {both['collective_bytes']} B"
-        else:
-            cell = f"{forward['units']:.2f} / {both['units']:.2f}"
+            cell += f"; {_count(forward)} / {_count(both)}, {both['collective_bytes']} B"
         rows.setdefault((r["table"], r["target"], r["what"]), {})[r["library"]] = cell
     lines = [
         [what, target, *(cells[name] for name in measure.NAMES)] for (_, target, what), cells in sorted(rows.items())
     ]
     columns = ["program", "target", *measure.NAMES]
     note = (
-        "Passes over x to and from device memory, forward / with backward. For the batch over devices: collectives "
-        "(+ those within a conditional) and their bytes.\nThese are compiled programs, counted; nothing was run on a "
+        "Passes over x to and from device memory, forward / with backward. For the batch over devices, 64 examples on "
+        "each: passes of a device, collectives (+ those within a conditional) and their bytes.\nThese are compiled programs, counted; nothing was run on a "
         "device, and they are no timings."
     )
     _show(console, out, "compiled", "Programs for TPU and GPU", note, columns, lines, records)

@@ -152,7 +152,13 @@ class Over(NamedTuple):
             return sums
         dtype = next((v.dtype for v in sums if jnp.iscomplexobj(v)), sums[0].dtype)
         stack = jnp.stack([(_pick(self._members(), v) if self.slots else v).astype(dtype) for v in sums])
-        packed = lax.psum(stack, self.names, axis_index_groups=self.teams)
+        try:
+            packed = lax.psum(stack, self.names, axis_index_groups=self.teams)
+        except NotImplementedError:
+            raise NotImplementedError(
+                f"axis_index_groups={self.teams}: JAX has no collective for groups under vmap, or under shard_map with "
+                f"check_vma=True. Give check_vma=False, or name the axis of a sub-mesh."
+            ) from None
         return [p if jnp.iscomplexobj(v) else p.real for p, v in zip(packed, sums, strict=True)]
 
     def _sharers(self):

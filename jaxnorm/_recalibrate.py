@@ -26,7 +26,8 @@ def recalibrate(step: Callable[[State, Any], State], state: State, batches: Iter
         batches: any iterable. There is one batch in work at a time, so a progress bar around it tells the truth.
 
     Returns:
-        The state, with new running statistics; `count` is the number of batches. Channels without data keep theirs.
+        The state, with new running statistics; `count` is the number of batches with data. Channels without data keep
+        their statistics.
 
     Raises:
         ValueError: there are no running statistics in `state`, no batches, or a norm that saw none of them.

@@ -22,7 +22,7 @@ def advance(state, found, momentum, ddof):
     """The state after a batch in which `found` was found."""
     found = _placed(found, state.mean)
     if not isinstance(state, Accumulating):
-        return _update(state, found, momentum, ddof)
+        return _update(state, found, momentum, ddof, found.count > 0)
     *_, before, seen = state
     old = committed(state) if before is None else before
     # A missing count reads as 0.
@@ -30,7 +30,9 @@ def advance(state, found, momentum, ddof):
     momentum = jnp.zeros(()) if before is None else momentum
     both = jax.tree.map(lambda old, new: jnp.stack([old, new.astype(old.dtype)]), seen, found)
     seen = jax.tree.map(lambda v: v[0], pooled(Over((0,)), both))
-    return Accumulating(*_update(old, seen, momentum, ddof), before, seen)
+    # Each batch that replaces a state counts, and all that make an update count once.
+    came = (found if before is None else seen).count > 0
+    return Accumulating(*_update(old, seen, momentum, ddof, came), before, seen)
 
 
 def _placed(found, mean) -> Statistics:
@@ -40,8 +42,8 @@ def _placed(found, mean) -> Statistics:
     return Statistics(jnp.where(finite, n, 0), pivot, delta, var)
 
 
-def _update(state, found, momentum, ddof):
-    """Running statistics after one update; unchanged in channels where nothing was found."""
+def _update(state, found, momentum, ddof, came):
+    """Running statistics after one update, which counts if data came; unchanged in channels where nothing was found."""
     mean, var, count = jax.tree.map(jnp.asarray, state)
     n, biased = found.count, found.var
     # None: equal weight per update, so that the first one replaces the initial state.
@@ -51,7 +53,7 @@ def _update(state, found, momentum, ddof):
     return RunningStats(
         _average(mean, found.mean, keep, n > 0),
         _average(var, unbiased, keep, (n > 0) & spread),
-        None if count is None else count + (n > 0).any().astype(count.dtype),
+        None if count is None else count + came.any().astype(count.dtype),
     )
 
 

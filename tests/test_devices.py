@@ -193,6 +193,25 @@ def test_ghosts_that_do_not_fit_all_devices():
         WAYS["vmap"](step(spec), {"batch": 8})(X, WEIGHTS, G)
 
 
+@pytest.mark.parametrize(("devices", "ghost", "parts"), [(1, 4, 2), (2, 2, 4), (4, 8, 1), (8, None, 2), (4, 8, 2)])
+def test_any_partition_gives_the_same_statistics(devices, ghost, parts):
+    """Into micro-batches, these over devices, and into ghosts; as one update, and as population statistics."""
+    spec = jn.BatchNorm(axis_name="batch", virtual_batch_size=ghost)
+    run = lambda state, batch: spec.apply(jn.Affine(), state, batch[0], train=True, where=batch[1])[1]
+    run = jax.jit(jax.shard_map(run, mesh=mesh(batch=devices), in_specs=(P(), P("batch")), out_specs=P()))
+    batches = list(zip(np.split(X, parts), np.split(WEIGHTS, parts), strict=True))
+    state = jn.accumulate(STATE)
+    for batch in batches:
+        state = run(state, batch)
+    moments = WHOLE[2][1]
+    updated, exact = jn.commit(state), jn.recalibrate(run, STATE, batches)
+    for a, b in zip(updated, WHOLE[2][0], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4)
+    np.testing.assert_allclose(exact.mean, moments.mean, rtol=2**-22)
+    np.testing.assert_allclose(exact.var, moments.var, rtol=1e-3)
+    assert exact.count == sum(w.any() for w in np.split(WEIGHTS, parts))
+
+
 @pytest.mark.parametrize("layer", ["linen.Norm", "linen.BatchNorm", "nnx.Norm", "nnx.BatchNorm"])
 def test_layers_share_statistics(layer):
     """The running mean and variance after a batch, 0.99 of (0, 1) and 0.01 of the batch."""

@@ -30,7 +30,10 @@ def test_public_names():
         _ = jn.nothing
 
 
-VERBS = [jn.instance_norm, jn.layer_norm, jn.rms_norm, jn.group_norm, jn.batch_norm, jn.moments, jn.merge]
+VERBS = [
+    *(jn.instance_norm, jn.layer_norm, jn.rms_norm, jn.group_norm, jn.batch_norm, jn.moments, jn.merge),
+    *(jn.accumulate, jn.merge_running, jn.recalibrate, jn.linen.recalibrate),
+]
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda v: v.__name__)
