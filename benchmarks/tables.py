@@ -154,8 +154,8 @@ def compiled(out):
     columns = ["program", "target", *measure.NAMES]
     note = (
         "Passes over x to and from device memory, forward / with backward. For the batch over devices, 64 examples on "
-        "each: passes of a device, collectives (+ those within a conditional) and their bytes.\nThese are compiled programs, counted; nothing was run on a "
-        "device, and they are no timings."
+        "each: passes of a device, collectives (+ those within a conditional) and their bytes.\nThese are compiled "
+        "programs, counted; nothing was run on a device, and they are no timings."
     )
     _show(console, out, "compiled", "Programs for TPU and GPU", note, columns, lines, records)
 
