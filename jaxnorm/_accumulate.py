@@ -36,10 +36,9 @@ def accumulate(state: State, start: ArrayLike = True) -> State:
 
     Returns:
         The same with `Accumulating` in the place of `RunningStats`, of constant structure: a carry for `lax.scan`.
-        `jn.commit` turns it back.
+        `jn.commit` turns it back. A state without running statistics, of other norms, is left as it is.
 
-    Raises:
-        ValueError: there are no running statistics in `state`.
+    Raises: nothing of its own.
 
     Paper: Chan, Golub & LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
 
@@ -51,7 +50,7 @@ def accumulate(state: State, start: ArrayLike = True) -> State:
     >>> print(jn.commit(state).mean.round(3), jn.commit(state).count)  # as of one batch of three
     [0.4] 1
     """
-    return each("accumulate", lambda s: opened(s, start), state)
+    return each(lambda s: opened(s, start), state)
 
 
 def commit(state: State) -> State:
@@ -63,14 +62,11 @@ def commit(state: State) -> State:
     Returns:
         The same with `RunningStats` in their place.
 
-    Raises:
-        ValueError: there are no running statistics in `state`.
-
     >>> params, state = jn.BatchNorm().init(1)
     >>> jn.commit(jn.accumulate(state)) == state
     True
     """
-    return each("commit", committed, state)
+    return each(committed, state)
 
 
 def merge_running(
@@ -94,8 +90,8 @@ def merge_running(
         One state. Its count is that of all updates. States without updates have no weight beside others.
 
     Raises:
-        TypeError: there is nothing to merge. ValueError: there are no running statistics; `axis` is given with several
-            states. NameError: `axis_name` is not bound.
+        TypeError: there is nothing to merge. ValueError: `axis` is given with several states; their structures differ.
+        NameError: `axis_name` is not bound.
 
     Paper: Chan, Golub & LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
 
@@ -119,4 +115,4 @@ def merge_running(
         total = None if count is None else lax.psum(count.sum(0, dtype=count.dtype), over.names)
         return RunningStats(found.mean[0], found.var[0], total)
 
-    return each("merge_running", merged, *states)
+    return each(merged, *states)

@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 
-from jaxnorm._states import each, emptied, replaced
+from jaxnorm._states import each, emptied, named
+from jaxnorm._trees import committed
 
 State = TypeVar("State")
 
@@ -42,7 +44,9 @@ def recalibrate(step: Callable[[State, Any], State], state: State, batches: Iter
     >>> print(state.mean, state.var.round(1))
     [4.] [8.7]
     """
-    return each("recalibrate", replaced, run(step, each("recalibrate", emptied, state), batches))
+    state = run(step, each(emptied, state), batches)
+    came(named(state))
+    return each(committed, state)
 
 
 def run(step, state, batches):
@@ -55,6 +59,17 @@ def run(step, state, batches):
     if empty:
         raise ValueError("recalibrate: there are no batches. An iterator that was used up gives none.")
     return state
+
+
+def came(states):
+    """To all of these."""
+    if not states:
+        raise ValueError("recalibrate: there are no running statistics of jaxnorm: no norm has a state to replace.")
+    if missed := [name or "the state" for name, state in states.items() if not jnp.any(state.seen.count > 0)]:
+        raise ValueError(
+            f"recalibrate: no data came to {', '.join(missed)}. Is the norm called, and is it one of jaxnorm? "
+            f"flax.linen.BatchNorm has a drop-in replacement: jaxnorm.linen.BatchNorm."
+        )
 
 
 def arguments(batch):

@@ -10,21 +10,19 @@ from jaxnorm._over import real_dtype, wide_dtype
 from jaxnorm._trees import Accumulating, RunningStats, committed, fields
 
 
-def each(who, change, *trees):
-    """Pytrees of one structure with all running statistics in them changed."""
-    found = 0
+def each(change, *trees):
+    """The first of these pytrees, of one structure, with all running statistics in them changed."""
 
     def visit(*nodes):
-        nonlocal found
-        if not tracks(nodes[0]):
-            return nodes[0]
-        found += 1
-        return _written(change(*map(_read, nodes)), nodes[0])
+        return _written(change(*map(_read, nodes)), nodes[0]) if tracks(nodes[0]) else nodes[0]
 
-    changed = jax.tree.map(visit, *trees, is_leaf=tracks)
-    if not found:
-        raise ValueError(f"{who}: there are no running statistics in a {type(trees[0]).__name__}: no RunningStats.")
-    return changed
+    return jax.tree.map(visit, *trees, is_leaf=tracks)
+
+
+def named(tree):
+    """All running statistics in a pytree, by their place in it."""
+    found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=tracks)
+    return {jax.tree_util.keystr(path): _read(node) for path, node in found if tracks(node)}
 
 
 def tracks(node) -> bool:
@@ -60,16 +58,6 @@ def emptied(state):
     """Running statistics that data are to replace."""
     count = jax.tree.map(jnp.zeros_like, state.count)
     return Accumulating(state.mean, state.var, count, None, _nothing(state.mean))
-
-
-def replaced(state):
-    """The same, if data came."""
-    if not jnp.any(state.seen.count > 0):
-        raise ValueError(
-            f"recalibrate: a norm of {jnp.size(state.mean)} channels saw no data. Is it called, and is it one of "
-            f"jaxnorm? flax.linen.BatchNorm has a drop-in replacement: jaxnorm.linen.BatchNorm."
-        )
-    return committed(state)
 
 
 def _nothing(mean):

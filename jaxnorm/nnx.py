@@ -14,9 +14,9 @@ from jaxtyping import ArrayLike, DTypeLike
 
 from jaxnorm import _checks, _flax
 from jaxnorm._functional import Axes, Data, Result
-from jaxnorm._recalibrate import arguments, run, told
+from jaxnorm._recalibrate import arguments, came, run, told
 from jaxnorm._specs import Spec
-from jaxnorm._states import emptied, opened, replaced, tracks
+from jaxnorm._states import emptied, opened, tracks
 from jaxnorm._trees import Accumulating, RunningStats, committed, fields, recalibrating
 
 _ADDED = ("before", "seen")
@@ -168,9 +168,6 @@ def accumulate(model: nnx.Module, start: ArrayLike = True) -> None:
         model: a module with norms of jaxnorm, `Norm` or `BatchNorm`, in it. They get variables `before` and `seen`.
         start: whether a whole batch begins here; it may be traced.
 
-    Raises:
-        ValueError: there are no such norms.
-
     >>> norm = jn.nnx.BatchNorm(1, momentum=0.9, rngs=nnx.Rngs(0))
     >>> jn.nnx.accumulate(norm)
     >>> ys = [norm(part) for part in (jnp.array([[1.0], [3.0]]), jnp.array([[8.0]]))]
@@ -178,20 +175,20 @@ def accumulate(model: nnx.Module, start: ArrayLike = True) -> None:
     >>> print(norm.mean[...].round(3))  # as of one batch of three
     [0.4]
     """
-    for norm in _norms(model, "accumulate"):
+    for norm in _norms(model).values():
         _store(norm, opened(_state(norm), start))
 
 
 def commit(model: nnx.Module) -> None:
     """Running statistics of a model after the parts that `accumulate` took as one, in place: `jn.commit`.
 
-    Args: model: as for `accumulate`. Raises ValueError: there are no batch norms of jaxnorm in it.
+    Args: model: as for `accumulate`.
 
     >>> norm = jn.nnx.Norm(jn.BatchNorm(), 1)
     >>> jn.nnx.accumulate(norm)
     >>> jn.nnx.commit(norm)
     """
-    for norm in _norms(model, "commit"):
+    for norm in _norms(model).values():
         _store(norm, committed(_state(norm)))
 
 
@@ -220,7 +217,8 @@ def recalibrate(model: nnx.Module, batches: Iterable[Any], **kwargs) -> None:
     [4.]
     """
     view = nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False)
-    for norm in _norms(view, "recalibrate"):
+    seen = _norms(view)
+    for norm in seen.values():
         _store(norm, emptied(_state(norm)))
     graph, state, rest = nnx.split(view, nnx.BatchStat, ...)
     kwargs = told(type(model).__call__, kwargs)
@@ -233,16 +231,16 @@ def recalibrate(model: nnx.Module, batches: Iterable[Any], **kwargs) -> None:
         return nnx.state(net, nnx.BatchStat)
 
     nnx.update(view, run(step, state, ((rest, batch) for batch in batches)))
-    for norm, seen in zip(_norms(model, "recalibrate"), _norms(view, "recalibrate"), strict=True):
-        _store(norm, replaced(_state(seen)))
+    found = {path: _state(norm) for path, norm in seen.items()}
+    came(found)
+    for path, norm in _norms(model).items():
+        _store(norm, committed(found[path]))
 
 
-def _norms(model, who):
-    """The modules with running statistics in a model."""
-    found = [m for _, m in nnx.iter_modules(model) if isinstance(m, Norm | BatchNorm) and tracks(_state(m))]
-    if not found:
-        raise ValueError(f"{who}: there are no batch norms of jaxnorm in a {type(model).__name__}.")
-    return found
+def _norms(model):
+    """The modules with running statistics in a model, by their path."""
+    modules = ((".".join(map(str, path)), m) for path, m in nnx.iter_modules(model))
+    return {path: m for path, m in modules if isinstance(m, Norm | BatchNorm) and tracks(_state(m))}
 
 
 def _state(norm):

@@ -227,13 +227,12 @@ def test_replicas_merge_with_the_variance_of_their_means():
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (lambda: jn.accumulate({"layer": {"mean": jnp.ones(2)}}), ValueError, "accumulate: there are no running stat"),
-        (lambda: jn.commit(()), ValueError, "commit: there are no running statistics in a tuple"),
         (lambda: jn.merge_running(), TypeError, "merge_running: there is nothing to merge"),
         (lambda: jn.merge_running(STATE, STATE, axis=0), ValueError, "axis=0 goes with one"),
         (lambda: jn.recalibrate(lambda s, x: s, STATE, []), ValueError, "there are no batches. An iterator"),
-        (lambda: jn.recalibrate(lambda s, x: s, STATE, [X]), ValueError, "of 3 channels saw no data"),
-        (lambda: jn.nnx.recalibrate(nnx.BatchNorm(3, rngs=nnx.Rngs(0)), [X]), ValueError, "no batch norms of jaxnorm"),
+        (lambda: jn.recalibrate(lambda s, x: s, STATE, [X]), ValueError, "no data came to the state"),
+        (lambda: jn.recalibrate(lambda s, x: s, {"layer": None}, [X]), ValueError, "no running statistics of jaxnorm"),
+        (lambda: jn.nnx.recalibrate(nnx.BatchNorm(3, rngs=nnx.Rngs(0)), [X]), ValueError, "no running statistics of"),
     ],
 )
 def test_errors(call, error, words):
@@ -241,7 +240,16 @@ def test_errors(call, error, words):
         call()
 
 
+def test_other_norms_have_nothing_to_accumulate():
+    """So that one can stand where another stood."""
+    for spec in (jn.LayerNorm(), BN):
+        params, state = spec.init(3)
+        _, state = spec.apply(params, jn.accumulate(state), X, train=True)
+        assert jax.tree.structure(jn.commit(state)) == jax.tree.structure(spec.init(3)[1])
+    jn.nnx.commit(nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
+
+
 def test_a_batch_norm_of_flax_is_told_from_ours():
-    model = nn.BatchNorm(use_running_average=True)
-    with pytest.raises(ValueError, match=r"drop-in replacement: jaxnorm\.linen\.BatchNorm"):
+    model = nn.Sequential([jn.linen.BatchNorm(use_running_average=True), nn.BatchNorm(use_running_average=True)])
+    with pytest.raises(ValueError, match=r"came to \['layers_1'\]\. .*replacement: jaxnorm\.linen\.BatchNorm"):
         jn.linen.recalibrate(model, model.init(jax.random.key(0), X), [X])
