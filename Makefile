@@ -22,7 +22,7 @@ lint: $(VENV)/test
 	$(RUN)/pyright --pythonpath $(RUN)/python
 
 suite: $(VENV)/test
-	$(RUN)/pytest
+	$(RUN)/pytest $(ARGS)
 
 # Flax's own tests of its norms, with ours in their place.
 flax: $(VENV)/test

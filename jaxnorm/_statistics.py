@@ -100,8 +100,9 @@ def pooled(over, parts, pivot=None) -> Statistics:
     The pivot is to be the same on all devices; on one, the mean of theirs is as near as any.
     """
     if pivot is None:
-        total = jnp.where(parts.count > 0, parts.count * parts.pivot, 0).sum(over.axes, keepdims=True)
-        pivot = total * inverse(parts.count.sum(over.axes, keepdims=True))
+        share = parts.count * inverse(parts.count.sum(over.axes, keepdims=True))
+        terms = share.astype(parts.pivot.dtype) * parts.pivot
+        pivot = jnp.where(parts.count > 0, terms, 0).sum(over.axes, keepdims=True)
     d = deviation(parts.pivot, pivot) + parts.delta
     n, p, delta, var = statistics(over, Data(d, parts.count, parts.var))
     return Statistics(n, jnp.where(n == 0, 0, pivot), p + delta, var)

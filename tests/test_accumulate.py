@@ -195,6 +195,21 @@ def test_a_long_stream_keeps_its_digits():
     np.testing.assert_allclose(state.var, x.var((0, 1), dtype=float), rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.complex64])
+def test_ghosts_and_parts_in_any_dtype(dtype):
+    """The state keeps its types, for a scan; statistics of complex data, too."""
+    spec = jn.BatchNorm(momentum=0.9, virtual_batch_size=4)
+    params, state = spec.init(3, jnp.complex64 if dtype == jnp.complex64 else None)
+    x = jnp.asarray(X - np.array([0, 1e4, -20], np.float32)).astype(dtype)
+    x = x * jnp.exp(jnp.asarray(1j * X[..., :1], dtype)) if dtype == jnp.complex64 else x
+    both = jnp.stack([x[:12], x[12:]])
+    run = lambda state, x: (spec.apply(params, state, x, train=True)[1], None)
+    state = jn.commit(jax.jit(lambda s: jax.lax.scan(run, s, both)[0])(jn.accumulate(state)))
+    exact = np.asarray(x).astype(np.complex128)
+    np.testing.assert_allclose(state.mean, 0.1 * exact.mean((0, 1)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(state.var, 0.9 + 0.1 * exact.var((0, 1)), rtol=1e-5)
+
+
 def test_a_channel_without_data_keeps_its_statistics():
     where = np.ones((24, 5, 3), bool)
     where[..., 1] = False

@@ -12,6 +12,8 @@ from benchmarks.__main__ import app
 from benchmarks.cases import CASES, Case
 from benchmarks.libraries import installed
 
+pytestmark = pytest.mark.once
+
 
 def run(*arguments):
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.once
+
 for package in ("matplotlib", "rich", "sklearn", "typer"):
     pytest.importorskip(package)
 

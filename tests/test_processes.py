@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import worker
 
+pytestmark = pytest.mark.once
+
 WORKER = pathlib.Path(worker.__file__)
 
 

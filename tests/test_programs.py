@@ -112,6 +112,7 @@ def test_hostile_inputs_on_every_platform(name, platform):
     assert max(errors.values()) < 16, errors
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", HOSTILE)
 def test_derivatives_on_every_platform(name, platform):
     spec = HOSTILE[name]

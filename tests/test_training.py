@@ -17,6 +17,8 @@ from flax import nnx
 import jaxnorm as jn
 from benchmarks.networks import LinenResNet18, LinenTransformer, NNXResNet18, NNXTransformer
 
+pytestmark = pytest.mark.once
+
 STEPS = 6
 KEYS = jax.random.split(jax.random.key(0), 3)
 
