@@ -4,20 +4,24 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from jaxnorm._accumulate import accumulate, commit, merge_running
+from jaxnorm._features import FeatureStats
 from jaxnorm._functional import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
 from jaxnorm._moments import Moments, merge, moments
 from jaxnorm._recalibrate import recalibrate
-from jaxnorm._specs import BatchNorm, GroupNorm, Identity, InstanceNorm, LayerNorm, RMSNorm, Spec
-from jaxnorm._trees import Accumulating, Affine, RunningStats
+from jaxnorm._scaler import FeatureScaler
+from jaxnorm._spec import Spec
+from jaxnorm._specs import BatchInstanceNorm, BatchNorm, GroupNorm, Identity, InstanceNorm, LayerNorm, RMSNorm
+from jaxnorm._trees import Accumulating, Affine, GatedAffine, RunningStats
 
 if _TYPE_CHECKING:
     from jaxnorm import linen, nnx
 
 __version__ = "0.1.0"
 __all__ = [
-    "Accumulating", "Affine", "BatchNorm", "GroupNorm", "Identity", "InstanceNorm", "LayerNorm", "Moments", "RMSNorm",
-    "RunningStats", "Spec", "accumulate", "batch_norm", "commit", "group_norm", "instance_norm", "layer_norm", "linen",
-    "merge", "merge_running", "moments", "nnx", "recalibrate", "rms_norm",
+    "Accumulating", "Affine", "BatchInstanceNorm", "BatchNorm", "FeatureScaler", "FeatureStats", "GatedAffine",
+    "GroupNorm", "Identity", "InstanceNorm", "LayerNorm", "Moments", "RMSNorm", "RunningStats", "Spec", "accumulate",
+    "batch_norm", "commit", "group_norm", "instance_norm", "layer_norm", "linen", "merge", "merge_running", "moments",
+    "nnx", "recalibrate", "rms_norm",
 ]  # fmt: skip
 
 

@@ -162,12 +162,14 @@ def several(found, axis, who):
         raise ValueError(f"{who}: axis={axis} goes with one, in which all are stacked; got {len(found)}.")
 
 
-def parts(found, kind, axis):
-    """Moments to merge."""
+def parts(found, kinds, axis):
+    """Moments to merge, all of one kind."""
     several(found, axis, "merge")
     for part in found:
-        if not isinstance(part, kind):
+        if not isinstance(part, kinds):
             raise TypeError(f"merge: got {type(part).__name__}, not Moments. Moments of data are jaxnorm.moments(x).")
+    if len({(type(part), jax.tree.structure(part)) for part in found}) > 1:
+        raise TypeError("merge: Moments and FeatureStats, or these with and without extremes, do not merge.")
     shapes = {jnp.shape(part.mean) for part in found}
     if len(shapes) > 1:
         raise ValueError(f"merge: shapes differ: {sorted(shapes)}. Take all moments over the same axes.")

@@ -6,22 +6,49 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnorm._features import FeatureStats
 from jaxnorm._trees import Accumulating, Affine, RunningStats
 
 
-def check(spec, axes, params, state, x):
-    """Parameters and a state that belong to a spec, with a scale along `axes`, and fit `x`."""
-    who = type(spec).__name__
-    if isinstance(params, RunningStats | Accumulating) or isinstance(state, Affine):
+def check(spec, axes, kind, params, state, x):
+    """Parameters of this kind and a state that belong to a spec, with a scale along `axes`, and fit `x`."""
+    who, what = type(spec).__name__, kind.__name__
+    if isinstance(params, RunningStats | Accumulating) or isinstance(state, kind):
         raise TypeError(f"{who}.apply: params and state are swapped. The order is apply(params, state, x).")
-    if not isinstance(params, Affine):
-        hint = ": jaxnorm.Affine(**params)" if isinstance(params, dict) else ""
-        raise TypeError(f"{who}.apply: params is a {type(params).__name__}. It must be a jaxnorm.Affine{hint}.")
+    if not isinstance(params, kind):
+        hint = f": jaxnorm.{what}(**params)" if isinstance(params, dict) else ""
+        raise TypeError(f"{who}.apply: params is a {type(params).__name__}. It must be a jaxnorm.{what}{hint}.")
+    mean = state.mean if isinstance(state, RunningStats | Accumulating) else None
+    _features(spec, axes, params, mean, x)
+
+
+def scaler(spec, axes, params, state, x):
+    """A state that belongs to a feature scaler, and fits `x`; no parameters."""
+    who = type(spec).__name__
+    if params is not None:
+        hint = " They are swapped: the order is apply(params, state, x)." if isinstance(params, FeatureStats) else ""
+        raise TypeError(f"{who}: params is a {type(params).__name__}, but {who} has none: pass None.{hint}")
+    if not isinstance(state, FeatureStats):
+        hint = ": jaxnorm.FeatureStats(**state)" if isinstance(state, dict) else ", as init makes it"
+        raise TypeError(f"{who}: state is a {type(state).__name__}. It must be a jaxnorm.FeatureStats{hint}.")
+    if spec.kind == "minmax" and (state.min is None or state.max is None):
+        raise ValueError(f"{who}(kind='minmax'): state has no extremes. Initialise it with this kind.")
+    if jnp.iscomplexobj(state.mean) != jnp.iscomplexobj(x) or (spec.kind == "minmax" and jnp.iscomplexobj(x)):
+        raise TypeError(
+            f"{who}(kind={spec.kind!r}): x has dtype {x.dtype} and state.mean has {jnp.asarray(state.mean).dtype}. "
+            f"Initialise with dtype={x.dtype.name!r}; complex numbers have no order, and need kind='standard'."
+        )
+    _features(spec, axes, (), state.mean, x)
+
+
+def _features(spec, axes, params, mean, x):
+    """As many features in `x` as there are means and parameters."""
     shape = jnp.shape(x)
     if any(not -len(shape) <= a < len(shape) for a in axes):
-        raise ValueError(f"{who} normalizes axis {_list(axes)}, which x with shape {shape} does not have.")
+        raise ValueError(
+            f"{type(spec).__name__} normalizes axis {_list(axes)}, which x with shape {shape} does not have."
+        )
     found = tuple(shape[a] for a in sorted(a % len(shape) for a in axes))
-    mean = state.mean if isinstance(state, RunningStats | Accumulating) else None
     for value in (mean, *params):
         initial = found if value is None else jnp.shape(value)
         # A scale with the dimensions of x may broadcast to it: the verb has the word on that.

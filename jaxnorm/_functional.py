@@ -2,13 +2,11 @@
 
 from collections.abc import Hashable, Sequence
 
-import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Inexact
 
 from jaxnorm import _checks
-from jaxnorm._normalize import arguments, normalize, normalize_tracking
-from jaxnorm._over import Over, real_dtype
-from jaxnorm._standardize import standardize
+from jaxnorm._normalize import normalize, normalize_tracking
+from jaxnorm._over import Over
 from jaxnorm._trees import Accumulating, RunningStats, recalibrating
 
 Axes = int | Sequence[int]
@@ -58,7 +56,7 @@ def instance_norm(
      [-1.  1.]]
     """
     x = _checks.data(x, "instance_norm")
-    channel, positions = _per_example(x, channel_axis, batch_axis, "instance_norm")
+    channel, positions = per_example(x, channel_axis, batch_axis, "instance_norm")
     over = Over(positions, _checks.names(axis_name, "instance_norm"))
     return normalize(x, over, (channel,), scale, bias, epsilon=epsilon, where=where, who="instance_norm")
 
@@ -190,7 +188,7 @@ def group_norm(
     [[-1.  1. -1.  1.]]
     """
     x = _checks.data(x, "group_norm")
-    channel, positions = _per_example(x, channel_axis, batch_axis, "group_norm")
+    channel, positions = per_example(x, channel_axis, batch_axis, "group_norm")
     _checks.divides(groups, x.shape[channel], "group_norm")
     over = Over(positions, _checks.names(axis_name, "group_norm"), groups, channel)
     return normalize(x, over, (channel,), scale, bias, epsilon=epsilon, where=where, who="group_norm")
@@ -256,7 +254,7 @@ def batch_norm(
     [[-1. -1.]
      [ 1.  1.]] [0.2 2. ]
     """
-    train = _checks.train(train, "batch_norm") or recalibrating(state)
+    train = training(train, state, "batch_norm")
     x = _checks.data(x, "batch_norm")
     channel = _checks.axis(channel_axis, x.ndim, "batch_norm: channel_axis")
     names = _checks.names(axis_name, "batch_norm") if train else ()
@@ -268,18 +266,15 @@ def batch_norm(
     )  # fmt: skip
 
 
-def affine(x, scale, bias, *, channel_axis, where):
-    """No normalization: y = γ x + β."""
-    x = _checks.data(x, "Identity")
-    channel = _checks.axis(channel_axis, x.ndim, "Identity: channel_axis")
-    _, *rest = arguments(x, (channel,), scale, bias, 0.0, where, "Identity")
-    return standardize(x.dtype, x, None, None, jnp.ones((1,) * x.ndim, real_dtype(x)), *rest)
-
-
-def _per_example(x, channel_axis, batch_axis, who):
+def per_example(x, channel_axis, batch_axis, who):
     """The channel axis, and those along which one channel of one example extends."""
     channel = _checks.axis(channel_axis, x.ndim, f"{who}: channel_axis")
     batch = () if batch_axis is None else _checks.axes(batch_axis, x.ndim, f"{who}: batch_axis")
     if channel in batch:
         raise ValueError(f"{who}: channel_axis={channel_axis} is among batch_axis={batch_axis}: x has shape {x.shape}.")
     return channel, tuple(a for a in range(x.ndim) if a != channel and a not in batch)
+
+
+def training(train, state, who):
+    """Whether statistics are those of the data: in training, and where the data are to replace the state."""
+    return _checks.train(train, who) or recalibrating(state)

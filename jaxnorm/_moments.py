@@ -2,12 +2,14 @@
 
 from collections.abc import Hashable, Sequence
 from functools import reduce
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeVar
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, DTypeLike, Float, Inexact
 
 from jaxnorm import _checks
+from jaxnorm._features import FeatureStats, root, within
 from jaxnorm._look import Data, Statistics
 from jaxnorm._over import Over, inverse, real_dtype
 from jaxnorm._statistics import pooled, statistics
@@ -45,13 +47,19 @@ class Moments(NamedTuple):
     @property
     def var(self) -> Float[Array, "*shape"]:
         """The biased variance M2 / n; 1 where there is no data, so that dividing by it is safe."""
-        return jnp.where(self.count == 0, 1, self.m2 * inverse(self.count))
+        return within(self)
 
     @property
     def std(self) -> Float[Array, "*shape"]:
         """√var, with derivative 0 where it is 0."""
-        positive = self.var > 0
-        return jnp.where(positive, jnp.sqrt(jnp.where(positive, self.var, 1)), 0)
+        return root(self.var)
+
+    def _pooled(self, over):
+        zero = jnp.zeros((), self.mean.dtype)
+        return _moments(pooled(over, Statistics(self.count, self.mean, zero, self.m2 * inverse(self.count)), zero))
+
+
+Kind = TypeVar("Kind", Moments, FeatureStats)
 
 
 def moments(
@@ -103,10 +111,10 @@ def _moments(found):
 
 
 def merge(
-    *parts: Moments,
+    *parts: Kind,
     axis: int | Sequence[int] | None = None,
     axis_name: Hashable | Sequence[Hashable] | None = None,
-) -> Moments:
+) -> Kind:
     """Moments of all data, from the moments of its parts.
 
     n = Σ nᵢ,    μ = Σ nᵢ μᵢ / n,    M2 = Σ (M2ᵢ + nᵢ |μᵢ − μ|²)
@@ -115,12 +123,13 @@ def merge(
     different counts, 0 too. Their order and grouping do not matter, up to rounding.
 
     Args:
-        parts: Moments of one shape; or, with `axis`, a single one in which they are stacked.
+        parts: Moments of one shape; or, with `axis`, a single one in which they are stacked. Or `FeatureStats`, the
+            states of feature scalers: their extremes merge, too.
         axis: the axes along which they are stacked.
         axis_name: mapped axes (of vmap, pmap, shard_map): parts on other devices are merged in, in one collective.
 
     Returns:
-        `Moments` of the shape of one part.
+        The same kind, of the shape of one part.
 
     Raises:
         TypeError: there is nothing to merge, or something else than Moments.
@@ -133,17 +142,14 @@ def merge(
     >>> print(*jn.merge(a, b))
     10.0 4.5 82.5
     """
-    _checks.parts(parts, Moments, axis)
-    parts = tuple(Moments(*map(jnp.asarray, part)) for part in parts)
-    stacked = parts[0]
-    if axis is None:
-        dtype = reduce(jnp.promote_types, [part.mean.dtype for part in parts])
-        real = jnp.finfo(dtype).dtype
-        columns = zip(zip(*parts, strict=True), (real, dtype, real), strict=True)
-        stacked, axis = Moments(*(jnp.stack([v.astype(d) for v in vs]) for vs, d in columns)), 0
-    count, mean, m2 = stacked
-    over = Over(_checks.axes(axis, mean.ndim, "merge: axis"), _checks.names(axis_name, "merge"))
-    _checks.where(count, mean, "merge")
-    zero = jnp.zeros((), mean.dtype)
-    found = pooled(over, Statistics(count, mean, zero, m2 * inverse(count)), zero)
-    return Moments(*(v.squeeze(over.axes) for v in _moments(found)))
+    _checks.parts(parts, (Moments, FeatureStats), axis)
+    stacked = jax.tree.map(_stacked, *parts) if axis is None else jax.tree.map(jnp.asarray, parts[0])
+    axes = _checks.axes(0 if axis is None else axis, stacked.mean.ndim, "merge: axis")
+    _checks.where(stacked.count, stacked.mean, "merge")
+    whole = stacked._pooled(Over(axes, _checks.names(axis_name, "merge")))
+    return jax.tree.map(lambda v: v.squeeze(axes), whole)
+
+
+def _stacked(*values):
+    dtype = reduce(jnp.promote_types, (jnp.asarray(v).dtype for v in values))
+    return jnp.stack([jnp.asarray(v, dtype) for v in values])

@@ -8,7 +8,7 @@ from jaxnorm import _checks
 from jaxnorm._ghosts import standardize_by_ghosts
 from jaxnorm._over import Expected
 from jaxnorm._placed import along
-from jaxnorm._running import advance, mean_and_var
+from jaxnorm._running import advance, advance_by_each, mean_and_var
 from jaxnorm._standardize import standardize, standardize_by_own
 
 
@@ -29,9 +29,12 @@ def normalize(x, over, axes, scale, bias, *, epsilon, where, who, dtype=None):
 
 
 def normalize_tracking(
-    x, state, over, axes, scale, bias, *, train, momentum, ddof, epsilon, where, who, dtype=None, ghost=None
+    x, state, over, axes, scale, bias, *, train, momentum, ddof, epsilon, where, who, dtype=None, ghost=None, apart=()
 ) -> tuple[Any, Any]:
-    """A norm with running statistics along `axes`, and its new state. `ghost`: so many examples each on their own."""
+    """A norm with running statistics along `axes`, and its new state.
+
+    `ghost`: so many examples, each on their own. `apart`: the axes of examples that each have their own statistics.
+    """
     dtype = dtype or x.dtype
     _checks.running(state, x, axes, train, who)
     momentum = None if momentum is None else _checks.number(momentum, x, who, "momentum", most=1)
@@ -39,9 +42,13 @@ def normalize_tracking(
     mean, var = (None, None) if state is None else mean_and_var(state, x, axes)
     if not train:
         return standardize(dtype, x, where, mean, var, *rest), state
-    expected = None if mean is None or var is None else lax.stop_gradient(Expected(mean, var))
+    expected = None
+    if mean is not None and var is not None and not apart:
+        expected = lax.stop_gradient(Expected(mean, var))
     if ghost is None:
         y, found = standardize_by_own(over, dtype, True, x, where, expected, *rest)
     else:
         y, found = standardize_by_ghosts(ghost, who, over, dtype, x, where, expected, *rest)
-    return y, None if state is None else advance(state, found, momentum, ddof)
+    if state is None:
+        return y, None
+    return y, advance_by_each(state, found, momentum, ddof, apart) if apart else advance(state, found, momentum, ddof)

@@ -28,6 +28,11 @@ def real_dtype(x):
     return jnp.finfo(wide_dtype(x)).dtype
 
 
+def wider(*dtypes):
+    """Of several dtypes of one kind, the widest."""
+    return max(dtypes, key=lambda dtype: dtype.itemsize)
+
+
 def no_more(size, limit):
     """Whether a size is known to be within a limit: one of an exported program may be a symbol."""
     return isinstance(size, int) and size <= limit

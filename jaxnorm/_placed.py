@@ -1,6 +1,7 @@
 """Meshes with explicit axes: there, JAX wants the operands of a loop or a select in one place, and is told which."""
 
 import math
+from typing import Any
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -19,7 +20,7 @@ def _placed(v, spec, x):
     return jax.sharding.reshard(v, NamedSharding(mesh, PartitionSpec(*spec)))
 
 
-def along(v, x):
+def along(v, x) -> Any:
     """A vector in the dimensions of `x`, as `x` lies."""
     if v is None:
         return None

@@ -5,10 +5,16 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm._look import Statistics
-from jaxnorm._over import Over, real_dtype, wide_dtype
+from jaxnorm._over import Over, real_dtype, wide_dtype, wider
 from jaxnorm._placed import along, back
-from jaxnorm._statistics import pooled
+from jaxnorm._statistics import averaged, pooled
 from jaxnorm._trees import Accumulating, RunningStats, committed
+
+
+def initial(shape, dtype):
+    """Running statistics before any data, for parameters of this dtype."""
+    mean = jnp.zeros(shape, wide_dtype(jnp.zeros((), dtype)))
+    return RunningStats(mean, jnp.ones(shape, mean.real.dtype), jnp.zeros((), jnp.int32))
 
 
 def mean_and_var(state, x, axes):
@@ -18,8 +24,8 @@ def mean_and_var(state, x, axes):
     return along(mean.astype(wide_dtype(x)), x), along(var.astype(real_dtype(x)), x)
 
 
-def advance(state, found, momentum, ddof):
-    """The state after a batch in which `found` was found."""
+def advance(state, found, momentum, ddof, together=pooled):
+    """The state after a batch in which `found` was found. `together`: how statistics of several are those of all."""
     found = _placed(found, state.mean)
     if not isinstance(state, Accumulating):
         return _update(state, found, momentum, ddof, found.count > 0)
@@ -29,10 +35,24 @@ def advance(state, found, momentum, ddof):
     old = old._replace(count=jax.tree.map(jnp.zeros_like, state.count)) if old.count is None else old
     momentum = jnp.zeros(()) if before is None else momentum
     both = jax.tree.map(lambda old, new: jnp.stack([old, new.astype(old.dtype)]), seen, found)
-    seen = jax.tree.map(lambda v: v[0], pooled(Over((0,)), both))
+    seen = jax.tree.map(lambda v: v[0], together(Over((0,)), both))
     # Each batch that replaces a state counts, and all that make an update count once.
     came = (found if before is None else seen).count > 0
     return Accumulating(*_update(old, seen, momentum, ddof, came), before, seen)
+
+
+def advance_by_each(state, found, momentum, ddof, axes):
+    """The same for statistics of each example along `axes`: all that have a variance weigh the same."""
+    n, *_, var = found
+    some = n > ddof
+    var = jnp.where(some, _unbiased(n, var, ddof), 1)
+    found = averaged(Over(axes), found._replace(count=some.astype(n.dtype), var=var))
+    return advance(state, found, momentum, 0, averaged)
+
+
+def _unbiased(n, var, ddof):
+    """The variance as if of all data, from that of n of them."""
+    return var * (n / jnp.where(n > ddof, n - ddof, 1))
 
 
 def _placed(found, mean) -> Statistics:
@@ -45,14 +65,12 @@ def _placed(found, mean) -> Statistics:
 def _update(state, found, momentum, ddof, came):
     """Running statistics after one update, which counts if data came; unchanged in channels where nothing was found."""
     mean, var, count = jax.tree.map(jnp.asarray, state)
-    n, biased = found.count, found.var
+    n = found.count
     # None: equal weight per update, so that the first one replaces the initial state.
-    keep = _share(count.astype(biased.dtype)) if momentum is None else momentum
-    spread = n > ddof
-    unbiased = biased * (n / jnp.where(spread, n - ddof, 1))
+    keep = _share(count.astype(found.var.dtype)) if momentum is None else momentum
     return RunningStats(
         _average(mean, found.mean, keep, n > 0),
-        _average(var, unbiased, keep, (n > 0) & spread),
+        _average(var, _unbiased(n, found.var, ddof), keep, (n > 0) & (n > ddof)),
         None if count is None else count + came.any().astype(count.dtype),
     )
 
@@ -64,7 +82,7 @@ def _share(count):
 
 def _average(old, new, keep, measured):
     """keep · old + (1 − keep) · new where something was measured, in the dtype of `old`."""
-    wide = max(old.dtype, new.dtype, key=lambda dtype: dtype.itemsize)
+    wide = wider(old.dtype, new.dtype)
     keep, new = keep.astype(wide), jnp.where(measured, new, 0).astype(wide)
     # An old value of which nothing is kept may be NaN.
     moved = keep * jnp.where(keep > 0, old, 0).astype(wide) + (1 - keep) * new

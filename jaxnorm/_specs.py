@@ -1,172 +1,18 @@
-"""The nouns: norms as frozen pytrees. Numbers are leaves, to jit, vmap and differentiate; structure is static."""
+"""The nouns: every norm as a spec."""
 
-import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Protocol, dataclass_transform, runtime_checkable
+from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 from jaxtyping import ArrayLike, DTypeLike
 
-from jaxnorm import _checks, _fit, _functional
-from jaxnorm._functional import Axes, Data, Names, Result
-from jaxnorm._over import wide_dtype
-from jaxnorm._trees import Affine, RunningStats
+from jaxnorm import _between, _checks, _fit, _functional
+from jaxnorm._functional import Axes, Names
+from jaxnorm._spec import Norm, leaf, spec
+from jaxnorm._trees import Affine, GatedAffine
 
 
-@runtime_checkable
-class Spec(Protocol):
-    """What every norm answers to, so that one can stand where another stood.
-
-    params, state = spec.init(features)        y, state = spec.apply(params, state, x, train=True)
-
-    A norm without state carries None.
-
-    >>> isinstance(jn.Identity(), jn.Spec)
-    True
-    """
-
-    def init(self, features: Axes, dtype: DTypeLike | None = None) -> tuple[Any, Any]:
-        """Parameters and state for this many channels, or this shape of the normalized axes."""
-        ...
-
-    def apply(
-        self, params: Any, state: Any, x: Data, *, train: bool, where: ArrayLike | None = None
-    ) -> tuple[Result, Any]:
-        """The normalized `x`, and the state after it."""
-        ...
-
-
-def _leaf(*, default: ArrayLike | None) -> Any:
-    """A number that is part of the pytree; every other field is structure."""
-    return dataclasses.field(default=default, metadata={"leaf": True})
-
-
-@dataclass_transform(frozen_default=True, kw_only_default=True, eq_default=False, field_specifiers=(_leaf,))
-def _spec(cls):
-    cls = dataclasses.dataclass(frozen=True, kw_only=True, eq=False)(cls)
-    leaves = [f.name for f in dataclasses.fields(cls) if "leaf" in f.metadata]
-    static = [f.name for f in dataclasses.fields(cls) if "leaf" not in f.metadata]
-    return jax.tree_util.register_dataclass(cls, leaves, static)
-
-
-@_spec
-class _Norm:
-    """What the norms share: a scale and a bias over some axes, and one call."""
-
-    _verb: ClassVar[Callable[..., Any]]
-
-    use_scale: bool = True
-    use_bias: bool = True
-
-    def __post_init__(self):
-        for name in self._static():
-            value = getattr(self, name)
-            if isinstance(value, list | range):
-                object.__setattr__(self, name, tuple(value))
-            elif isinstance(value, np.integer | np.bool_):
-                object.__setattr__(self, name, value.item())
-
-    def _static(self):
-        return [f.name for f in dataclasses.fields(self) if "leaf" not in f.metadata]
-
-    def _arguments(self):
-        """The keyword arguments of the verb."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if not f.name.startswith("use_")}
-
-    def __eq__(self, other):
-        if type(self) is not type(other):
-            return NotImplemented
-        (mine, structure), (theirs, other_structure) = jax.tree.flatten(self), jax.tree.flatten(other)
-        return structure == other_structure and all(map(_same, mine, theirs))
-
-    def __hash__(self):
-        for leaf in jax.tree.leaves(self):
-            _untraced(leaf)
-        return hash((type(self), *(getattr(self, name) for name in self._static())))
-
-    @property
-    def _axes(self):
-        """The axes that a scale lies along."""
-        axes = getattr(self, "axis", getattr(self, "channel_axis", -1))
-        return axes if isinstance(axes, tuple) else (axes,)
-
-    def features(self, shape: Sequence[int]) -> int | tuple[int, ...]:
-        """What `init` wants for data of this shape.
-
-        >>> jn.LayerNorm(axis=(1, 2)).features((32, 10, 64))
-        (10, 64)
-        """
-        axes = _checks.axes(self._axes, len(shape), type(self).__name__)
-        return shape[axes[0]] if len(axes) == 1 else tuple(shape[a] for a in axes)
-
-    def init(self, features: Axes, dtype: DTypeLike | None = None) -> tuple[Affine, Any]:
-        """Parameters (scale 1, bias 0) and state, by shape alone.
-
-        Args:
-            features: the number of channels, or the shape of the normalized axes in the order in which x has them.
-            dtype: that of the parameters; None is float32.
-
-        Raises:
-            TypeError: features are not sizes, or dtype is not inexact. ValueError: their number is not that of the
-                normalized axes; `groups` does not divide them.
-
-        >>> jn.RMSNorm().init(2)
-        (Affine(scale=Array([1., 1.], dtype=float32), bias=None), None)
-        """
-        shape = _fit.features(self, self._axes, features)
-        dtype = _fit.param_dtype(dtype, type(self).__name__)
-        scale = jnp.ones(shape, dtype) if self.use_scale else None
-        bias = jnp.zeros(shape, dtype) if self.use_bias else None
-        return Affine(scale, bias), None
-
-    def apply(
-        self, params: Affine, state: Any, x: Data, *, train: bool, where: ArrayLike | None = None
-    ) -> tuple[Result, Any]:
-        """The normalized `x`, and the state as it was: None. Training and evaluation are the same.
-
-        Args:
-            params: `Affine`, from `init`.
-            state: None.
-            x: floating point or complex data.
-            train: a Python bool.
-            where: booleans or weights with the dimensions of `x`: what counts in the statistics.
-
-        Raises:
-            TypeError, ValueError: an argument does not fit, as the verb of this norm says.
-
-        >>> norm = jn.LayerNorm()
-        >>> y, _ = norm.apply(*norm.init(2), jnp.array([[1.0, 3.0]]), train=True)
-        >>> print(y.round(3))
-        [[-1.  1.]]
-        """
-        _checks.train(train, type(self).__name__)
-        _fit.stateless(state, type(self).__name__)
-        _fit.check(self, self._axes, params, state, x)
-        return type(self)._verb(x, *params, where=where, **self._arguments()), None
-
-
-def _untraced(leaf):
-    if isinstance(leaf, Tracer):
-        raise TypeError(
-            f"a spec that holds the traced value {leaf} has no hash and no equality. Pass the spec to the transformed "
-            f"function as an argument: it is a pytree, and need not be static."
-        )
-    return leaf
-
-
-def _same(a, b):
-    """Equal value, shape and dtype."""
-    if a is b:
-        return True
-    a, b = np.asarray(_untraced(a)), np.asarray(_untraced(b))
-    return a.shape == b.shape and a.dtype == b.dtype and bool((a == b).all())
-
-
-@_spec
-class BatchNorm(_Norm):
+@spec
+class BatchNorm(Norm):
     """Batch normalization, `jn.batch_norm` with its parameters and running statistics.
 
     y = γ (x − μ) / √(σ² + ε) + β,    statistics of the batch in training, running ones in evaluation
@@ -183,35 +29,32 @@ class BatchNorm(_Norm):
     [0.2 2. ] 1
     """
 
+    _tracking = _functional.batch_norm
+
     channel_axis: int = -1
-    momentum: ArrayLike | None = _leaf(default=0.99)
-    epsilon: ArrayLike = _leaf(default=1e-5)
+    momentum: ArrayLike | None = leaf(default=0.99)
+    epsilon: ArrayLike = leaf(default=1e-5)
     ddof: int = 0
     axis_name: Names | None = None
     virtual_batch_size: int | None = None
 
-    def init(self, features: Axes, dtype: DTypeLike | None = None) -> tuple[Affine, RunningStats]:
-        """Parameters (scale 1, bias 0) and running statistics (0, 1), the latter in float32 at least."""
-        params, _ = super().init(features, dtype)
-        shape = _fit.features(self, self._axes, features)
-        mean = jnp.zeros(shape, wide_dtype(jnp.zeros((), _fit.param_dtype(dtype, "BatchNorm"))))
-        return params, RunningStats(mean, jnp.ones(shape, mean.real.dtype), jnp.zeros((), jnp.int32))
-
-    def apply(
-        self, params: Affine, state: Any, x: Data, *, train: bool, where: ArrayLike | None = None
-    ) -> tuple[Result, Any]:
-        """The normalized `x`, and in training the updated state. As `jn.batch_norm`."""
-        _fit.check(self, self._axes, params, state, x)
-        return _functional.batch_norm(x, state, *params, train=train, where=where, **self._arguments())
+    @property
+    def _tracks(self) -> bool:
+        return True
 
 
-@_spec
-class InstanceNorm(_Norm):
+@spec
+class InstanceNorm(Norm):
     """Instance normalization, `jn.instance_norm` with its parameters.
 
     y = γ (x − μ) / √(σ² + ε) + β,    statistics per example and channel
 
-    Leaf: `epsilon`. The rest is static. params: `Affine` of (channels,); state: None.
+    Leaves: `epsilon`, and `momentum` with `track`. The rest is static. params: `Affine` of (channels,); state: None.
+
+    With `track`, evaluation is by running statistics, as with `track_running_stats` of PyTorch, and the state is
+    `RunningStats`: per channel, the averages over examples of their means and variances. How far means lie apart is no
+    part of the variance. mean ← m · mean + (1 − m) · ⟨μᵢ⟩,  var ← m · var + (1 − m) · ⟨σᵢ² nᵢ / (nᵢ − ddof)⟩. Examples
+    with nᵢ ≤ ddof are left out. `momentum` and `ddof` are those of `jn.batch_norm`, `momentum=None` included.
 
     Paper: Ulyanov, Vedaldi & Lempitsky 2016, "Instance Normalization".
 
@@ -222,15 +65,84 @@ class InstanceNorm(_Norm):
     """
 
     _verb = _functional.instance_norm
+    _tracking = _between.instance_norm_tracking
 
     channel_axis: int = -1
     batch_axis: Axes | None = 0
-    epsilon: ArrayLike = _leaf(default=1e-5)
+    epsilon: ArrayLike = leaf(default=1e-5)
+    axis_name: Names | None = None
+    track: bool = False
+    momentum: ArrayLike | None = leaf(default=0.99)
+    ddof: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.track:
+            # A number that means nothing would be a leaf that a vmap over epsilon has to map.
+            object.__setattr__(self, "momentum", None)
+
+    @property
+    def _tracks(self) -> bool:
+        return self.track
+
+    def _arguments(self):
+        tracking = ("track",) if self.track else ("track", "momentum", "ddof")
+        return {name: value for name, value in super()._arguments().items() if name not in tracking}
+
+
+@spec
+class BatchInstanceNorm(Norm):
+    """Batch-instance normalization: per channel, a share of batch norm and the rest of instance norm.
+
+    y = γ (ρ x̂_B + (1 − ρ) x̂_I) + β,    ρ the gate, clipped to [0, 1]
+
+    x̂_B is x by the statistics of the batch, in evaluation running ones, and x̂_I by those of each example. Leaves:
+    `momentum`, `epsilon`. The rest is static; `axis_name` are mapped axes over which the batch is sharded. params:
+    `GatedAffine` of (channels,), with a gate of 1; state: `RunningStats`.
+
+    Where the gate is outside of [0, 1] it has no derivative, and stays there. So clip it after each step of an
+    optimizer, as the paper does: `params._replace(gate=params.gate.clip(0, 1))`.
+
+    Paper: Nam & Kim 2018, "Batch-Instance Normalization for Adaptively Style-Invariant Neural Networks".
+
+    >>> norm = jn.BatchInstanceNorm()
+    >>> params, state = norm.init(1)
+    >>> x = jnp.array([[[1.0], [3.0]], [[5.0], [7.0]]])  # two examples, two positions, one channel
+    >>> def sweep(gate):
+    ...     return norm.apply(params._replace(gate=gate), state, x, train=True)[0]
+    >>> print(jax.vmap(sweep)(jnp.array([[0.0], [1.0]])).squeeze().round(2))  # from one norm to the other
+    [[[-1.    1.  ]
+      [-1.    1.  ]]
+    <BLANKLINE>
+     [[-1.34 -0.45]
+      [ 0.45  1.34]]]
+    """
+
+    _tracking = _between.batch_instance_norm
+    _params = GatedAffine
+
+    channel_axis: int = -1
+    batch_axis: Axes | None = 0
+    momentum: ArrayLike | None = leaf(default=0.99)
+    epsilon: ArrayLike = leaf(default=1e-5)
+    ddof: int = 0
     axis_name: Names | None = None
 
+    @property
+    def _tracks(self) -> bool:
+        return True
 
-@_spec
-class LayerNorm(_Norm):
+    def init(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, features: Axes, dtype: DTypeLike | None = None
+    ) -> tuple[GatedAffine, Any]:
+        """Parameters (gate 1, scale 1, bias 0) and running statistics."""
+        (scale, bias), state = super().init(features, dtype)
+        gate = jnp.ones(_fit.features(self, self._axes, features), _fit.param_dtype(dtype, "BatchInstanceNorm"))
+        return GatedAffine(gate.real, scale, bias), state
+
+
+@spec
+class LayerNorm(Norm):
     """Layer normalization, `jn.layer_norm` with its parameters.
 
     y = γ (x − μ) / √(σ² + ε) + β,    statistics over `axis`
@@ -247,12 +159,12 @@ class LayerNorm(_Norm):
     _verb = _functional.layer_norm
 
     axis: Axes = -1
-    epsilon: ArrayLike = _leaf(default=1e-5)
+    epsilon: ArrayLike = leaf(default=1e-5)
     axis_name: Names | None = None
 
 
-@_spec
-class RMSNorm(_Norm):
+@spec
+class RMSNorm(Norm):
     """Root mean square normalization, `jn.rms_norm` with its parameters.
 
     y = γ x / √(⟨|x|²⟩ + ε),    mean over `axis`
@@ -271,12 +183,12 @@ class RMSNorm(_Norm):
 
     use_bias: bool = False
     axis: Axes = -1
-    epsilon: ArrayLike = _leaf(default=1e-5)
+    epsilon: ArrayLike = leaf(default=1e-5)
     axis_name: Names | None = None
 
 
-@_spec
-class GroupNorm(_Norm):
+@spec
+class GroupNorm(Norm):
     """Group normalization, `jn.group_norm` with its parameters.
 
     y = γ (x − μ) / √(σ² + ε) + β,    statistics per example and block of C / groups channels
@@ -296,7 +208,7 @@ class GroupNorm(_Norm):
     groups: int
     channel_axis: int = -1
     batch_axis: Axes | None = 0
-    epsilon: ArrayLike = _leaf(default=1e-5)
+    epsilon: ArrayLike = leaf(default=1e-5)
     axis_name: Names | None = None
 
     def init(self, features: Axes, dtype: DTypeLike | None = None) -> tuple[Affine, None]:
@@ -306,8 +218,8 @@ class GroupNorm(_Norm):
         return super().init(features, dtype)
 
 
-@_spec
-class Identity(_Norm):
+@spec
+class Identity(Norm):
     """No normalization: the affine map alone, in the place of a norm.
 
     y = γ x + β
@@ -320,6 +232,6 @@ class Identity(_Norm):
     [[3. 4.]]
     """
 
-    _verb = _functional.affine
+    _verb = _between.affine
 
     channel_axis: int = -1

@@ -97,12 +97,20 @@ def _statistics_jvp(over, primals, tangents):
 def pooled(over, parts, pivot=None) -> Statistics:
     """Statistics of all data, from those of its parts, with digits of the mean that one number would not hold.
 
-    The pivot is to be the same on all devices; on one, the mean of theirs is as near as any.
+    The pivot is to be the same on all devices. None takes the mean of theirs, as near as any: two collectives more.
     """
     if pivot is None:
-        share = parts.count * inverse(parts.count.sum(over.axes, keepdims=True))
-        terms = share.astype(parts.pivot.dtype) * parts.pivot
-        pivot = jnp.where(parts.count > 0, terms, 0).sum(over.axes, keepdims=True)
+        (n,) = over.across(over.sum(parts.count))
+        terms = (parts.count * inverse(n)).astype(parts.pivot.dtype) * parts.pivot
+        (pivot,) = over.across(over.sum(jnp.where(parts.count > 0, terms, 0)))
     d = deviation(parts.pivot, pivot) + parts.delta
     n, p, delta, var = statistics(over, Data(d, parts.count, parts.var))
     return Statistics(n, jnp.where(n == 0, 0, pivot), p + delta, var)
+
+
+def averaged(over, parts) -> Statistics:
+    """The same where the variance of the means is none of the variance: that is the average of the parts'."""
+    whole = pooled(over, parts)
+    share = parts.count * inverse(whole.count)
+    var = jnp.where(parts.count > 0, share * parts.var, 0).sum(over.axes, keepdims=True)
+    return whole._replace(var=jnp.where(whole.count == 0, 1, var))

@@ -20,6 +20,22 @@ class Affine(NamedTuple):
     bias: Inexact[Array, "*features"] | None = None
 
 
+class GatedAffine(NamedTuple):
+    """What `jn.BatchInstanceNorm` learns: an affine map, and the share ρ of batch norm in what it maps.
+
+    y = scale · (gate · x̂_B + (1 − gate) · x̂_I) + bias
+
+    Each has shape (channels,); the gate is real, from 0 to 1. None leaves a scale or a bias out.
+
+    >>> jn.BatchInstanceNorm().init(2)[0].gate
+    Array([1., 1.], dtype=float32)
+    """
+
+    gate: Float[Array, " channels"]
+    scale: Inexact[Array, " channels"] | None = None
+    bias: Inexact[Array, " channels"] | None = None
+
+
 class RunningStats(NamedTuple):
     """Exponential averages of the batch mean and variance, and how many updates were made.
 

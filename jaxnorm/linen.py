@@ -19,7 +19,7 @@ from jaxtyping import ArrayLike, DTypeLike
 from jaxnorm import _checks, _flax, _recalibrate
 from jaxnorm._functional import Data, Result
 from jaxnorm._recalibrate import arguments, told
-from jaxnorm._specs import Spec
+from jaxnorm._spec import Spec
 from jaxnorm._trees import Accumulating, RunningStats, fields
 
 
@@ -232,9 +232,8 @@ def _accumulating(module, state):
 
 
 def _write(module, state):
-    # Those of Flax count no updates.
     for name, value in fields(state).items():
-        if name != "count" or value is not None:
+        if value is not None or module.has_variable("batch_stats", name):
             module.put_variable("batch_stats", name, value)
 
 

@@ -15,7 +15,7 @@ from jaxtyping import ArrayLike, DTypeLike
 from jaxnorm import _checks, _flax
 from jaxnorm._functional import Axes, Data, Result
 from jaxnorm._recalibrate import arguments, came, run, told
-from jaxnorm._specs import Spec
+from jaxnorm._spec import Spec
 from jaxnorm._states import emptied, opened, tracks
 from jaxnorm._trees import Accumulating, RunningStats, committed, fields, recalibrating
 

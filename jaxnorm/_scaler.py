@@ -1,0 +1,165 @@
+"""Scaling input features: merge over a data set, then standardize."""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import ArrayLike, DTypeLike
+
+from jaxnorm import _checks, _fit
+from jaxnorm._features import FeatureStats, features, unseen
+from jaxnorm._functional import Axes, Data, Names, Result
+from jaxnorm._over import Over, deviation, included, wide_dtype, wider
+from jaxnorm._placed import along, back
+from jaxnorm._spec import Frozen, spec
+
+_KINDS = ("standard", "minmax")
+
+
+@spec
+class FeatureScaler(Frozen):
+    """Input features on one scale, by exact statistics of all data seen.
+
+    "standard":    y = (x − μ) / σ    "minmax":    y = (x − min) / (max − min)
+
+    So that a feature in thousands does not drown one in tens. In training, each batch is merged into the state, and
+    scaled by the result; evaluation only scales. How the data are cut into batches, of whatever sizes, and their order
+    do not matter, up to rounding. A constant feature is divided by 1, and so is one whose variance is beyond what the
+    dtype holds (σ under 1e-19 in float32). Before any data, y = x.
+
+    Static: `channel_axis`, the axis of features; `kind`; `axis_name`, mapped axes over which the data are sharded.
+    params: None; state: `FeatureStats` of (channels,). A missing entry, excluded by `where`, may be NaN, and is scaled
+    as the mean of its feature. Raises ValueError where `kind` is another one.
+
+    >>> scaler = jn.FeatureScaler()
+    >>> params, state = scaler.init(2)
+    >>> x = jnp.array([[20.0, 10000.0], [30.0, 90000.0], [40.0, 20000.0]])  # years, kilometres
+    >>> y, state = scaler.apply(params, state, x, train=True)
+    >>> print(y.round(2))
+    [[-1.22 -0.75]
+     [ 0.    1.41]
+     [ 1.22 -0.66]]
+    >>> print(scaler.inverse(state, y[1:2]))
+    [[   30. 90000.]]
+    """
+
+    channel_axis: int = -1
+    kind: Literal["standard", "minmax"] = "standard"
+    axis_name: Names | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.kind not in _KINDS:
+            raise ValueError(f"FeatureScaler: kind={self.kind!r} is none of {_KINDS}.")
+
+    def init(self, features: Axes, dtype: DTypeLike | None = None) -> tuple[None, FeatureStats]:
+        """No parameters, and the state of a scaler that has seen nothing.
+
+        Args:
+            features: the number of features.
+            dtype: that of the data; None is float32. The state has float32 at least.
+
+        Raises:
+            TypeError: features are not a number, or dtype is not inexact.
+
+        >>> jn.FeatureScaler().init(2)[1].mean
+        Array([0., 0.], dtype=float32)
+        """
+        shape = _fit.features(self, self._axes, features)
+        return None, unseen(shape, _fit.param_dtype(dtype, "FeatureScaler"), self.kind == "minmax")
+
+    def apply(
+        self, params: None, state: FeatureStats, x: Data, *, train: bool, where: ArrayLike | None = None
+    ) -> tuple[Result, FeatureStats]:
+        """The scaled `x`, and the state after it.
+
+        Args:
+            params: None.
+            state: `FeatureStats`.
+            x: floating point, or for kind="standard" complex, with the features along `channel_axis`.
+            train: a Python bool: merge `x` into the state first, or not.
+            where: booleans or weights with the dimensions of `x`: what counts.
+
+        Returns:
+            y, with the shape and dtype of `x`, and the state. A feature with NaN or Inf in what counts, or without any
+            data, keeps its state; y shows the NaN. The new state has no derivative in `x`.
+
+        Raises:
+            TypeError: `x` is integer or boolean, or complex where order counts; `train` is traced; there are params.
+            ValueError: an argument does not fit `x`. NameError: an unbound name.
+
+        >>> scaler = jn.FeatureScaler(kind="minmax")
+        >>> y, _ = scaler.apply(*scaler.init(1), jnp.array([[1.0], [2.0], [5.0]]), train=True)
+        >>> print(y.T)
+        [[0.   0.25 1.  ]]
+        """
+        who = "FeatureScaler"
+        train = _checks.train(train, who)
+        x = self._fitting(params, state, x)
+        where = _checks.where(where, x, who)
+        by = state
+        if train:
+            channel = self._axes[0] % x.ndim
+            over = Over(tuple(a for a in range(x.ndim) if a != channel), _checks.names(self.axis_name, who))
+            found = features(over, x, where, state)
+            found = jax.tree.map(lambda new, old: back(new.reshape(old.shape), old), found, state)
+            by, state = _merged(state, found), _merged(state, lax.stop_gradient(found))
+        x_ = x.astype(wider(wide_dtype(x), state.mean.dtype))
+        origin, rest, unit = self._measure(by, x_)
+        if where is not None:
+            x_ = jnp.where(included(where) | jnp.isfinite(x_), x_, self._vector(by.mean, x_))
+        return (deviation(x_, origin, rest) / unit).astype(x.dtype), state
+
+    def inverse(self, state: FeatureStats, y: Data) -> Result:
+        """The data that `apply` scaled to `y`.
+
+        x = μ + σ y,    or    x = min + (max − min) y
+
+        Args:
+            state: `FeatureStats`.
+            y: scaled data, with the features along `channel_axis`.
+
+        Returns:
+            x, with the shape and dtype of `y`.
+
+        Raises:
+            TypeError: `y` is integer or boolean. ValueError: it has other features than the state.
+
+        >>> scaler = jn.FeatureScaler()
+        >>> _, state = scaler.apply(*scaler.init(1), jnp.array([[10.0], [30.0]]), train=True)
+        >>> print(scaler.inverse(state, jnp.array([[-1.0], [0.0]])).T)
+        [[10. 20.]]
+        """
+        y = self._fitting(None, state, y)
+        y_ = y.astype(wider(wide_dtype(y), state.mean.dtype))
+        origin, rest, unit = self._measure(state, y_)
+        return ((unit * y_ + rest) + origin).astype(y.dtype)
+
+    def _fitting(self, params, state, x):
+        x = _checks.data(x, "FeatureScaler")
+        _checks.axis(self.channel_axis, x.ndim, "FeatureScaler: channel_axis")
+        _fit.scaler(self, self._axes, params, state, x)
+        return x
+
+    def _measure(self, state, x) -> tuple[Any, Any, Any]:
+        """Where a feature has its 0, in two numbers, and its 1, as they meet `x`: x = origin + rest + unit · y."""
+        if self.kind == "standard":
+            # A mean in two numbers is as exact as this: what deviates less is a constant that was rounded.
+            spread = jnp.where(state.std > 64 * jnp.finfo(state.std.dtype).eps ** 2 * abs(state.mean), state.std, 0)
+            origin, rest = state.mean, state.rest
+        else:
+            origin = jnp.where(state.count > 0, state.min, 0)
+            rest, spread = jnp.zeros_like(origin), jnp.where(state.count > 0, state.max - origin, 0)
+        return tuple(self._vector(v, x) for v in (origin, rest, jnp.where(spread > 0, spread, 1)))
+
+    def _vector(self, v, x):
+        channel = self._axes[0] % x.ndim
+        return along(v.reshape([n if a == channel else 1 for a, n in enumerate(x.shape)]), x).astype(x.dtype)
+
+
+def _merged(state, found):
+    """Of all data; exactly what it was, where nothing was found."""
+    both = jax.tree.map(lambda *v: jnp.stack(v), state, found)
+    whole = jax.tree.map(lambda v: v[0], both._pooled(Over((0,))))
+    return jax.tree.map(lambda new, old: jnp.where(found.count > 0, new, old), whole, state)
