@@ -10,7 +10,7 @@ from jaxtyping import ArrayLike
 
 from jaxnorm import _checks
 from jaxnorm._look import Statistics
-from jaxnorm._over import Over
+from jaxnorm._over import Over, real_dtype, wide_dtype
 from jaxnorm._states import each, opened
 from jaxnorm._statistics import pooled
 from jaxnorm._trees import RunningStats, committed
@@ -104,15 +104,18 @@ def merge_running(
     over = Over((0,), _checks.names(axis_name, "merge_running"))
 
     def stacked(*parts):
-        return jnp.stack(parts) if axis is None else jnp.moveaxis(parts[0], axis, 0)
+        # A count has no axis of channels: where replicas are stacked behind these, it is its last.
+        return jnp.stack(parts) if axis is None else jnp.moveaxis(parts[0], min(axis, parts[0].ndim - 1), 0)
 
     def merged(*parts):
         mean, var, count, *_ = jax.tree.map(stacked, *parts)
-        # Where nobody has updates, all weigh the same.
-        n = jnp.ones(mean.shape[:1], var.dtype) if count is None else jnp.maximum(count.astype(var.dtype), 1e-30)
-        n = jnp.broadcast_to(n.reshape(*n.shape, *[1] * (mean.ndim - n.ndim)), mean.shape)
-        found = pooled(over, Statistics(n, mean, jnp.zeros_like(mean), var), jnp.zeros((), mean.dtype))
-        total = None if count is None else lax.psum(count.sum(0, dtype=count.dtype), over.names)
-        return RunningStats(found.mean[0], found.var[0], total)
+        total, n = None, jnp.ones(mean.shape[:1])
+        if count is not None:
+            total = lax.psum(count.sum(0, dtype=count.dtype), over.names)
+            # Where nobody has updates, all weigh the same.
+            n = jnp.where(total > 0, count, 1)
+        n = jnp.broadcast_to(n.reshape(*n.shape, *[1] * (mean.ndim - n.ndim)), mean.shape).astype(real_dtype(mean))
+        found = pooled(over, Statistics(n, mean.astype(wide_dtype(mean)), None, var.astype(n.dtype)))
+        return RunningStats(found.mean[0].astype(mean.dtype), found.var[0].astype(var.dtype), total)
 
     return each(merged, *states)

@@ -26,21 +26,21 @@ def data(x, who):
     return x
 
 
-def axis(value, ndim, who):
+def axis(value, ndim, who, what="x"):
     """One axis, counted from 0."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{who}={value!r} is not an int.")
     if not -ndim <= value < ndim:
-        raise ValueError(f"{who}={value} is out of range: x has {ndim} dimensions.")
+        raise ValueError(f"{who}={value} is out of range: {what} has {ndim} dimensions.")
     return int(value) % ndim
 
 
-def axes(value, ndim, who):
+def axes(value, ndim, who, what="x"):
     """Several axes, counted from 0, in order."""
     several = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
-    found = tuple(sorted(axis(a, ndim, who) for a in several))
+    found = tuple(sorted(axis(a, ndim, who, what) for a in several))
     if len(set(found)) < len(found):
-        raise ValueError(f"{who}={value} names an axis of x, which has {ndim} dimensions, twice.")
+        raise ValueError(f"{who}={value} names an axis of {what}, which has {ndim} dimensions, twice.")
     return found
 
 
@@ -49,7 +49,11 @@ def names(axis_name, who):
     if axis_name is None:
         return ()
     found = tuple(axis_name) if isinstance(axis_name, list | tuple) else (axis_name,)
+    if len(set(found)) < len(found):
+        raise ValueError(f"{who}: axis_name={axis_name!r} names an axis twice.")
     for name in found:
+        if isinstance(name, int):
+            raise TypeError(f"{who}: axis_name={axis_name!r} is not a name. Axes of x are not mapped axes.")
         try:
             jax.lax.psum(1, name)
         except NameError:
@@ -73,10 +77,15 @@ def where(value, x, who):
             f"{who}: where has shape {value.shape} and x has shape {x.shape}. where needs the {x.ndim} dimensions of "
             f"x, each of the same size or 1{_padded(value.shape, x.shape)}."
         )
+    weights(value, f"{who}: where")
+    return value
+
+
+def weights(value, who):
+    """Booleans, or numbers of at least 0."""
     numbers = None if value.dtype == jnp.bool_ else _known(value)
     if numbers is not None and not (numbers >= 0).all():
-        raise ValueError(f"{who}: where holds {numbers.min()}. Weights are 0 or more, and 0 excludes a position.")
-    return value
+        raise ValueError(f"{who} holds {numbers.min()}. Weights are 0 or more, and 0 excludes a position.")
 
 
 def _padded(shape, full):

@@ -137,7 +137,7 @@ def _ways(over, kept, data, expected):
     where any part of the data is at hand, without a branch. A GPU that holds a row in registers looks at it again for
     nothing, unless the statistics are to be kept.
     """
-    x, where, _ = data
+    x, where, *_ = data
     zero = partial(_about_zero, over)
     if expected is not None:
         running = partial(_about_expected, over, expected)

@@ -14,6 +14,7 @@ from flax.linen.dtypes import canonicalize_dtype
 from jaxnorm import _checks
 from jaxnorm._normalize import normalize, normalize_tracking
 from jaxnorm._over import Over, wide_dtype
+from jaxnorm._states import as_complex
 
 
 def batch_norm(norm, x, alone):
@@ -81,7 +82,7 @@ def tracked(norm, x, over, features, affine, mask, state, train):
         )
     x, dtype = _dtypes(norm, x, affine)
     if jnp.iscomplexobj(x) and not jnp.iscomplexobj(state.mean):
-        state = state._replace(mean=state.mean.astype(x.dtype))
+        state = as_complex(state, x.dtype)
     options = _arguments(norm, x, features, affine, mask) | {"momentum": norm.momentum, "ddof": 0, "dtype": dtype}
     return normalize_tracking(x, state, over, features, train=train, **options)
 

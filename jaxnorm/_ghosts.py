@@ -9,10 +9,11 @@ import jax
 from jax import lax
 
 from jaxnorm import _checks
+from jaxnorm._find import find
 from jaxnorm._over import Over
 from jaxnorm._placed import joined, split
 from jaxnorm._standardize import standardize_by_own
-from jaxnorm._statistics import pooled
+from jaxnorm._statistics import parts_of
 
 
 def standardize_by_ghosts(ghost, who, over, dtype, x, where, expected, scale, bias, epsilon):
@@ -32,8 +33,9 @@ def standardize_by_ghosts(ghost, who, over, dtype, x, where, expected, scale, bi
     y = joined(y, x)
     if expected is None:
         return y, None
-    apart = () if slots else over.names
-    whole = pooled(Over((0,), apart), found, vectors[0].mean if apart else None)
+    # Of running statistics alone, which have no derivative in x.
+    parts = lax.stop_gradient(parts_of(found))
+    whole = find(Over((0,), () if slots else over.names), True, parts, lax.stop_gradient(vectors[0]))
     return y, jax.tree.map(lambda v: v.reshape(v.shape[1:]), whole)
 
 

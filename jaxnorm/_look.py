@@ -16,14 +16,16 @@ from jaxnorm._over import deviation, dot, included, inverse, real_dtype, wide_dt
 
 
 class Data(NamedTuple):
-    """What statistics are of: values, their weights, and the variance of each if it is the mean of a part of the data.
+    """What statistics are of: values and their weights.
 
-    The same for tangents of all three; any of them but the values may be None.
+    Where a value is the mean of a part of the data, there is its variance within the part, and what is left of it
+    beside a number that does not hold all its digits. The same for tangents. Any of them but the values may be None.
     """
 
     x: Any
     where: Any = None
     within: Any = None
+    rest: Any = None
 
 
 class Statistics(NamedTuple):
@@ -57,11 +59,19 @@ def own_copies(copy, x, *vectors) -> tuple[Any, ...]:
     return x, *(v if v is None else own(copy, v) for v in vectors)
 
 
+def about(data, x, pivot, delta=None):
+    """(x − pivot) − δ for all data, 0 where they don't count. `x` are the values, in a copy of their own or not."""
+    if data.rest is None:
+        return among(deviation(x, pivot, delta), data.where)
+    d = deviation(x, pivot) + data.rest
+    return among(d if delta is None else d - delta, data.where)
+
+
 def look(over, data, pivot, n=None) -> tuple[Any, Any, Any]:
     """count, δ and var of data about a pivot, from one look at them and one collective. The count may be known."""
-    x, where, within = data
+    x, where, within, _ = data
     pivot = over.repeated(pivot, x)
-    d, d_ = (among(deviation(*operands), where) for operands in ((x, pivot), own_copies(1, x, pivot)))
+    d, d_ = (about(data, *operands) for operands in ((x, pivot), own_copies(1, x, pivot)))
     squares = dot(d_, d_) if within is None else dot(d_, d_) + among(within, where)
     sums = [over.sum(weigh(v, where)) for v in ([d, squares] if over.centered else [squares])]
     if n is None and where is not None:

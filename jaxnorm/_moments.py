@@ -55,8 +55,7 @@ class Moments(NamedTuple):
         return root(self.var)
 
     def _pooled(self, over):
-        zero = jnp.zeros((), self.mean.dtype)
-        return _moments(pooled(over, Statistics(self.count, self.mean, zero, self.m2 * inverse(self.count)), zero))
+        return _moments(pooled(over, Statistics(self.count, self.mean, None, self.m2 * inverse(self.count))))
 
 
 Kind = TypeVar("Kind", Moments, FeatureStats)
@@ -144,8 +143,8 @@ def merge(
     """
     _checks.parts(parts, (Moments, FeatureStats), axis)
     stacked = jax.tree.map(_stacked, *parts) if axis is None else jax.tree.map(jnp.asarray, parts[0])
-    axes = _checks.axes(0 if axis is None else axis, stacked.mean.ndim, "merge: axis")
-    _checks.where(stacked.count, stacked.mean, "merge")
+    axes = _checks.axes(0 if axis is None else axis, stacked.mean.ndim, "merge: axis", "a stack of moments")
+    _checks.weights(stacked.count, "merge: count")
     whole = stacked._pooled(Over(axes, _checks.names(axis_name, "merge")))
     return jax.tree.map(lambda v: v.squeeze(axes), whole)
 

@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array
 
 from jaxnorm._compilers import own
+from jaxnorm._placed import along, gathered
 
 # On a CPU, XLA sums as little as this over several axes in one loop, whose roundings add up: to 300 ulp, measured.
 _SMALL = 4096
@@ -145,11 +146,11 @@ class Over(NamedTuple):
             v = _pick(self._members().T, v)
         if not self.groups:
             return v
-        c = self.channel
+        c, v = self.channel, gathered(v, self.channel)
         each = jnp.broadcast_to(
             jnp.expand_dims(v, c + 1), (*v.shape[: c + 1], x.shape[c] // self.groups, *v.shape[c + 1 :])
         )
-        return each.reshape(*v.shape[:c], x.shape[c], *v.shape[c + 1 :])
+        return along(each.reshape(*v.shape[:c], x.shape[c], *v.shape[c + 1 :]), x)
 
     def across(self, *sums):
         """Each sum over all devices: one collective for all of them."""
@@ -184,7 +185,7 @@ class Over(NamedTuple):
         # Channels were summed before groups of them are: this array is tiny, and x itself is never reshaped.
         if not self.groups:
             return v
-        c = self.channel
+        c, v = self.channel, gathered(v, self.channel)
         blocks = v.reshape(*v.shape[:c], self.groups, v.shape[c] // self.groups, *v.shape[c + 1 :])
         return pool(blocks, c + 1)
 

@@ -1,9 +1,10 @@
-"""Meshes with explicit axes: there, JAX wants the operands of a loop or a select in one place, and is told which."""
+"""Where vectors lie on a mesh: with explicit axes JAX wants the operands of a loop or a select in one place."""
 
 import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 
@@ -30,6 +31,25 @@ def along(v, x) -> Any:
 def back(new, old):
     """A new array as an old one of its shape lies: a carry of a loop stays what it was."""
     return _placed(new, _spec(old), old)
+
+
+def gathered(v, axis):
+    """A vector, whole along an axis."""
+    return _placed(v, [None if a == axis else s for a, s in enumerate(_spec(v))], v)
+
+
+def anywhere(some, channels, count):
+    """Whether something holds on any device with the same count, where channels are sharded and their count is not.
+
+    Under shard_map with check_vma=False nobody knows what is the same.
+    """
+    names = tuple(_varying(channels) - _varying(count))
+    return jax.lax.pmax(some.astype(jnp.int32), names) > 0 if names else some
+
+
+def _varying(v):
+    """The axes of a mesh along which a value differs, under shard_map."""
+    return jax.typeof(v).manual_axis_type.varying
 
 
 def split(v, pieces):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnorm._states import each, emptied, named
-from jaxnorm._trees import committed
+from jaxnorm._trees import Accumulating, committed
 
 State = TypeVar("State")
 
@@ -22,13 +22,13 @@ def recalibrate(step: Callable[[State, Any], State], state: State, batches: Iter
     time, whether they are told `train=True` or False: tell them False, and dropout is off, as it will be.
 
     Args:
-        step: (state, batch) → state: the network, run on a batch. It is compiled, once for all batches of a shape; over
-            several devices let it be a `jax.shard_map`, or give it sharded batches.
+        step: (state, batch) → state: the network, run on a batch. It is compiled, once for all batches of a shape and
+            sharding; over several devices let it be a `jax.shard_map`, or give it sharded batches.
         state: a pytree with `RunningStats` in it; or mappings of `mean` and `var`, as in `batch_stats` of flax.linen.
         batches: any iterable. There is one batch in work at a time, so a progress bar around it tells the truth.
 
     Returns:
-        The state, with new running statistics; `count` is the number of batches with data. Channels without data keep
+        The state, with new running statistics; `count` is the number of calls with data. Channels without data keep
         their statistics.
 
     Raises:
@@ -65,10 +65,12 @@ def came(states):
     """To all of these."""
     if not states:
         raise ValueError("recalibrate: there are no running statistics of jaxnorm: no norm has a state to replace.")
-    if missed := [name or "the state" for name, state in states.items() if not jnp.any(state.seen.count > 0)]:
+    counts = {name: state.seen.count if isinstance(state, Accumulating) else 0 for name, state in states.items()}
+    if missed := [name or "the state" for name, count in counts.items() if not jnp.any(count > 0)]:
         raise ValueError(
-            f"recalibrate: no data came to {', '.join(missed)}. Is the norm called, and is it one of jaxnorm? "
-            f"flax.linen.BatchNorm has a drop-in replacement: jaxnorm.linen.BatchNorm."
+            f"recalibrate: no data came to {', '.join(missed)}. Is the norm called, with the state that the step was "
+            f"given, does where include something, and is the norm one of jaxnorm? flax.linen.BatchNorm has a drop-in "
+            f"replacement: jaxnorm.linen.BatchNorm."
         )
 
 

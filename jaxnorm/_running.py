@@ -6,7 +6,7 @@ from jax import lax
 
 from jaxnorm._look import Statistics
 from jaxnorm._over import Over, real_dtype, wide_dtype, wider
-from jaxnorm._placed import along, back
+from jaxnorm._placed import along, anywhere, back
 from jaxnorm._statistics import averaged, pooled
 from jaxnorm._trees import Accumulating, RunningStats, committed
 
@@ -71,7 +71,7 @@ def _update(state, found, momentum, ddof, came):
     return RunningStats(
         _average(mean, found.mean, keep, n > 0),
         _average(var, _unbiased(n, found.var, ddof), keep, (n > 0) & (n > ddof)),
-        None if count is None else count + came.any().astype(count.dtype),
+        None if count is None else count + anywhere(came.any(), mean, count).astype(count.dtype),
     )
 
 

@@ -14,20 +14,30 @@ def each(change, *trees):
     """The first of these pytrees, of one structure, with all running statistics in them changed."""
 
     def visit(*nodes):
-        return _written(change(*map(_read, nodes)), nodes[0]) if tracks(nodes[0]) else nodes[0]
+        if not tracks(nodes[0]):
+            return nodes[0]
+        below = each(change, *map(_others, nodes))
+        return _written(change(*map(_read, nodes)), nodes[0], below)
 
     return jax.tree.map(visit, *trees, is_leaf=tracks)
 
 
 def named(tree):
     """All running statistics in a pytree, by their place in it."""
-    found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=tracks)
-    return {jax.tree_util.keystr(path): _read(node) for path, node in found if tracks(node)}
+    found = {}
+    for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=tracks):
+        if tracks(node):
+            name = jax.tree_util.keystr(path)
+            found |= {name: _read(node), **{name + below: v for below, v in named(_others(node)).items()}}
+    return found
 
 
 def tracks(node) -> bool:
     """Whether it is running statistics, or the variables that hold them."""
-    return isinstance(node, RunningStats | Accumulating) or (isinstance(node, Mapping) and {"mean", "var"} <= {*node})
+    if not isinstance(node, Mapping):
+        return isinstance(node, RunningStats | Accumulating)
+    # A model may have layers of these names.
+    return all(name in node and jax.tree_util.all_leaves([node[name]]) for name in ("mean", "var"))
 
 
 def _read(node):
@@ -37,12 +47,18 @@ def _read(node):
     return Accumulating(*running, node["before"], node["seen"]) if "seen" in node else running
 
 
-def _written(state, node):
+def _others(node):
+    """What else there is beside running statistics: norms below."""
+    if not isinstance(node, Mapping):
+        return {}
+    return {name: value for name, value in node.items() if name not in Accumulating._fields}
+
+
+def _written(state, node, others):
     if not isinstance(node, Mapping):
         return state
     new = {name: value for name, value in fields(state).items() if name != "count" or name in node}
-    kept = {name: value for name, value in node.items() if name not in Accumulating._fields}
-    return type(node)({**kept, **new})  # pyright: ignore[reportCallIssue]
+    return type(node)({**others, **new})  # pyright: ignore[reportCallIssue]
 
 
 def opened(state, start):
@@ -58,6 +74,16 @@ def emptied(state):
     """Running statistics that data are to replace."""
     count = jax.tree.map(jnp.zeros_like, state.count)
     return Accumulating(state.mean, state.var, count, None, _nothing(state.mean))
+
+
+def as_complex(state, dtype):
+    """The same with means of a complex dtype."""
+    state = state._replace(mean=state.mean.astype(dtype))
+    if not isinstance(state, Accumulating):
+        return state
+    before = state.before and as_complex(state.before, dtype)
+    seen = state.seen._replace(pivot=state.seen.pivot.astype(dtype), delta=state.seen.delta.astype(dtype))
+    return state._replace(before=before, seen=seen)
 
 
 def _nothing(mean):

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxnorm._find import find
-from jaxnorm._look import Data, Statistics, among, own_copies, size, weigh
-from jaxnorm._over import deviation, dot, inverse
+from jaxnorm._look import Data, Statistics, about, among, own_copies, size, weigh
+from jaxnorm._over import dot, inverse
 from jaxnorm._tangents import moving, plus
 
 
@@ -22,8 +22,9 @@ def change(over, data, found, moved):
 
     All of dμ is dδ: the pivot is a constant of the computation.
     """
-    rules = (_by_values, _by_weights, _by_variances)
-    changes = [rule(over, data, found, t) for rule, t in zip(rules, moved, strict=True) if t is not None]
+    dx, *rest, drest = moved
+    rules = zip((_by_values, _by_weights, _by_variances), (plus(dx, drest), *rest), strict=True)
+    changes = [rule(over, data, found, t) for rule, t in rules if t is not None]
     changes = zip(*changes, strict=True) if changes else [()] * 3
     dn, dmean, dvar = (
         plus(*terms) if any(t is not None for t in terms) or v is None else jnp.zeros_like(v)
@@ -35,8 +36,8 @@ def change(over, data, found, moved):
 
 def _by_values(over, data, found, dx):
     """dμ = ⟨dx⟩ and dvar = 2⟨(x − p)·dx⟩ − 2 δ·dμ, a vector less to read than 2⟨(x − μ)·dx⟩."""
-    x, where, _ = data
-    d = among(deviation(*own_copies(3, x, over.repeated(found.pivot, x))), where)
+    x, where, *_ = data
+    d = about(data, *own_copies(3, x, over.repeated(found.pivot, x)))
     dx = among(dx.astype(d.dtype), where)
     terms = [dx, dot(d, dx)] if over.centered else [dot(d, dx)]
     *dmean, dvar = _means(over, data, found, *terms)
@@ -47,9 +48,9 @@ def _by_values(over, data, found, dx):
 
 def _by_weights(over, data, found, dw):
     """dn = Σ dw, dμ = ⟨dw (x − μ)⟩ and dvar = ⟨dw (|x − μ|² − var)⟩, over the positions that count."""
-    x, where, within = data
+    x, where, within, _ = data
     pivot, delta, var = beside(over, found, x)
-    d = among(deviation(x, pivot, delta), where)
+    d = about(data, x, pivot, delta)
     dw = jnp.broadcast_to(dw, x.shape).astype(var.dtype)
     excess = dot(d, d) - var if within is None else dot(d, d) + within - var
     terms = [dw, dw.astype(d.dtype) * d, dw * excess] if over.centered else [dw, dw * excess]
@@ -65,7 +66,7 @@ def _by_variances(over, data, found, dwithin):
 
 def _means(over, data, found, *terms):
     """⟨term⟩ for each."""
-    x, where, _ = data
+    x, where, *_ = data
     sums = over.across(*(over.sum(weigh(v, where)) for v in terms))
     if where is None:
         n = size(over, x)
@@ -94,18 +95,14 @@ def _statistics_jvp(over, primals, tangents):
     return found, linear(data, found, jax.tree.map(moving, moved))
 
 
-def pooled(over, parts, pivot=None) -> Statistics:
-    """Statistics of all data, from those of its parts, with digits of the mean that one number would not hold.
+def parts_of(parts) -> Data:
+    """Statistics of parts, as data."""
+    return Data(parts.pivot, parts.count, parts.var, parts.delta)
 
-    The pivot is to be the same on all devices. None takes the mean of theirs, as near as any: two collectives more.
-    """
-    if pivot is None:
-        (n,) = over.across(over.sum(parts.count))
-        terms = (parts.count * inverse(n)).astype(parts.pivot.dtype) * parts.pivot
-        (pivot,) = over.across(over.sum(jnp.where(parts.count > 0, terms, 0)))
-    d = deviation(parts.pivot, pivot) + parts.delta
-    n, p, delta, var = statistics(over, Data(d, parts.count, parts.var))
-    return Statistics(n, jnp.where(n == 0, 0, pivot), p + delta, var)
+
+def pooled(over, parts) -> Statistics:
+    """Statistics of all data, from those of its parts."""
+    return statistics(over, parts_of(parts))
 
 
 def averaged(over, parts) -> Statistics:

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import flax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.initializers import Initializer
@@ -97,7 +98,8 @@ def recalibrate(model: nn.Module, variables: Mapping[str, Any], batches: Iterabl
         variables: its variables, with `batch_stats`; trained, or with averaged weights.
         batches: any iterable of what the model takes: an array, a tuple of arguments (data and a mask, say), or a
             mapping of keyword arguments. Batches may be unequal, and arrays on several devices.
-        kwargs: further ones for `model.apply`. `train=False` is given where the model wants to know.
+        kwargs: further ones for `model.apply`, as `method` or `mutable`. `train=False` is given where the model wants
+            to know. Other variables stay as they are; what else is in `batch_stats` is written as in training.
 
     Returns:
         The variables, with new `batch_stats`. Channels without data keep theirs.
@@ -114,12 +116,15 @@ def recalibrate(model: nn.Module, variables: Mapping[str, Any], batches: Iterabl
     [4.]
     """
     rest = {name: value for name, value in variables.items() if name != "batch_stats"}
-    kwargs = told(type(model).__call__, kwargs)
+    method = kwargs.get("method") or type(model).__call__
+    kwargs = told(getattr(type(model), method) if isinstance(method, str) else method, kwargs)
+    # A filter of collections: these, and all that the model is to write into.
+    mutable = flax.core.scope.union_filters(kwargs.pop("mutable", False), "batch_stats")
 
     def step(state, inputs):
         rest, batch = inputs
         args, more = arguments(batch)
-        _, updates = model.apply({**rest, "batch_stats": state}, *args, **more, **kwargs, mutable=["batch_stats"])
+        _, updates = model.apply({**rest, "batch_stats": state}, *args, **{**kwargs, **more}, mutable=mutable)
         return updates["batch_stats"]
 
     state = _recalibrate.recalibrate(step, variables.get("batch_stats", {}), ((rest, batch) for batch in batches))

@@ -216,11 +216,12 @@ def recalibrate(model: nnx.Module, batches: Iterable[Any], **kwargs) -> None:
     >>> print(norm.mean[...])
     [4.]
     """
-    view = nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False)
-    seen = _norms(view)
+    # A copy: the model stays as it is until all data have come.
+    copy = nnx.clone(nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False))
+    seen = _norms(copy)
     for norm in seen.values():
         _store(norm, emptied(_state(norm)))
-    graph, state, rest = nnx.split(view, nnx.BatchStat, ...)
+    graph, state, rest = nnx.split(copy, nnx.BatchStat, ...)
     kwargs = told(type(model).__call__, kwargs)
 
     def step(state, inputs):
@@ -230,7 +231,7 @@ def recalibrate(model: nnx.Module, batches: Iterable[Any], **kwargs) -> None:
         net(*args, **more, **kwargs)
         return nnx.state(net, nnx.BatchStat)
 
-    nnx.update(view, run(step, state, ((rest, batch) for batch in batches)))
+    nnx.update(copy, run(step, state, ((rest, batch) for batch in batches)))
     found = {path: _state(norm) for path, norm in seen.items()}
     came(found)
     for path, norm in _norms(model).items():

@@ -268,3 +268,118 @@ def test_a_batch_norm_of_flax_is_told_from_ours():
     model = nn.Sequential([jn.linen.BatchNorm(use_running_average=True), nn.BatchNorm(use_running_average=True)])
     with pytest.raises(ValueError, match=r"came to \['layers_1'\]\. .*replacement: jaxnorm\.linen\.BatchNorm"):
         jn.linen.recalibrate(model, model.init(jax.random.key(0), X), [X])
+
+
+@jax.numpy_dtype_promotion("standard")  # as Flax wants it
+@pytest.mark.parametrize("layer", ["linen", "nnx"])
+def test_drop_ins_for_complex_data(layer):
+    """Whose state is made before it is known that the data are complex."""
+    x = X[:, 0] + 2j * X[:, 1]
+    if layer == "linen":
+        norm = jn.linen.BatchNorm(use_running_average=False, momentum=0.0)
+        variables = norm.init(jax.random.key(0), x)
+        stats = jn.accumulate(variables["batch_stats"])
+        for part in (x[:5], x[5:]):
+            _, updates = norm.apply({**variables, "batch_stats": stats}, part, mutable=["batch_stats"])
+            stats = updates["batch_stats"]
+        found = [jn.commit(stats), jn.linen.recalibrate(norm, variables, [x[:5], x[5:]])["batch_stats"]]
+    else:
+        norm, other = (jn.nnx.BatchNorm(3, momentum=0.0, rngs=nnx.Rngs(0)) for _ in range(2))
+        jn.nnx.accumulate(norm)
+        for part in (x[:5], x[5:]):
+            norm(part)
+        jn.nnx.commit(norm)
+        jn.nnx.recalibrate(other, [x[:5], x[5:]])
+        found = [{"mean": n.mean[...], "var": n.var[...]} for n in (norm, other)]
+    for stats in found:
+        np.testing.assert_allclose(stats["mean"], x.astype(complex).mean(0), rtol=1e-5)
+        np.testing.assert_allclose(stats["var"], x.astype(complex).var(0), rtol=1e-5)
+
+
+class Heads(nn.Module):
+    """Layers that are called as statistics are, and statistics of another kind above a norm."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        for name in ("mean", "var"):
+            self.variable("batch_stats", name, jnp.zeros, 3)
+        x = jn.linen.Norm(BN, name="below")(x, train=train)
+        return jn.linen.Norm(BN, name="heads_mean")(x, train=train), Named(name="named")(x, train)
+
+
+class Named(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        return [jn.linen.Norm(BN, name=name)(x, train=train) for name in ("mean", "var")]
+
+
+def test_names_of_layers_and_norms_below_other_statistics():
+    model = Named()
+    variables = model.init(jax.random.key(0), X, train=False)
+    stats = jn.accumulate(variables["batch_stats"])
+    for rows in (slice(5), slice(5, 24)):
+        _, updates = model.apply({**variables, "batch_stats": stats}, X[rows], train=True, mutable=["batch_stats"])
+        stats = updates["batch_stats"]
+    for name in ("mean", "var"):
+        found = jn.RunningStats(**jn.commit(stats)[name])
+        close(found, 0.1 * X.astype(float).mean((0, 1)), 0.9 + 0.1 * X.astype(float).var((0, 1)), 1)
+    assert jax.tree.structure(jn.merge_running(stats, stats)) == jax.tree.structure(variables["batch_stats"])
+    model = Heads()
+    variables = model.init(jax.random.key(0), X, train=False)
+    stats = jn.commit(jn.accumulate(variables["batch_stats"]))
+    assert jax.tree.structure(stats) == jax.tree.structure(variables["batch_stats"])
+    with pytest.raises(ValueError, match="came to the state"):  # the statistics of another kind, which no norm moves
+        jn.linen.recalibrate(model, variables, [X])
+
+
+def test_what_fails_leaves_a_model_of_nnx_as_it_was():
+    class Net(nnx.Module):
+        def __init__(self):
+            self.norm, self.unused = jn.nnx.Norm(BN, 3), jn.nnx.Norm(BN, 3)
+
+        def __call__(self, x):
+            return self.norm(x)
+
+    def broken():
+        yield X
+        raise OSError("disk")
+
+    net = Net()
+    net(X)
+    before = nnx.to_pure_dict(nnx.state(net))
+    for batches, error in (([], ValueError), (broken(), OSError), ([X], ValueError)):
+        with pytest.raises(error):
+            jn.nnx.recalibrate(net, batches)
+        jax.tree.map(np.testing.assert_array_equal, nnx.to_pure_dict(nnx.state(net)), before)
+
+
+def test_recalibrating_what_writes_elsewhere_or_is_called_by_a_method():
+    class Net(nn.Module):
+        def setup(self):
+            self.norm = jn.linen.Norm(BN)
+            self.calls = self.variable("cache", "calls", jnp.zeros, ())
+
+        def __call__(self, x, train):
+            self.calls.value = self.calls.value + 1
+            return self.norm(x, train=train)
+
+        def features(self, x):
+            return self.norm(x, train=False)
+
+    variables = Net().init(jax.random.key(0), X, train=False)
+    for batch, kwargs in ((X, {"mutable": "cache"}), ({"x": X, "train": False}, {"mutable": ["cache"]}),
+                          (X, {"method": "features"}), (X, {"method": Net.features})):  # fmt: skip
+        found = jn.linen.recalibrate(Net(), variables, [batch], **kwargs)
+        np.testing.assert_allclose(found["batch_stats"]["norm"]["var"], X.astype(float).var((0, 1)), rtol=1e-5)
+        assert found["cache"] is variables["cache"]
+
+
+def test_replicas_stacked_behind_channels_and_replicas_without_updates():
+    means, counts = jnp.array([[0.0, 2.0], [1.0, 5.0], [jnp.nan, 3.0]]), jnp.array([0, 4])
+    stacked = jn.RunningStats(means, jnp.ones((3, 2)), counts)
+    for axis in (1, -1):
+        close(jn.merge_running(stacked, axis=axis), means[:, 1], 1, 4)
+    narrow = jn.RunningStats(jnp.zeros((2, 3), jnp.float16), jnp.ones((2, 3), jnp.float16), jnp.array([0, 0]))
+    narrow = jn.merge_running(narrow._replace(mean=narrow.mean.at[1].set(2)), axis=0)
+    close(narrow, 1, 2, 0)
+    assert narrow.mean.dtype == narrow.var.dtype == jnp.float16

@@ -74,6 +74,16 @@ CASES = {
     ),
     "groups": (lambda: jn.group_norm(X, groups=5), ValueError, "groups=5 does not divide 32 channels"),
     "no groups": (lambda: jn.GroupNorm(groups=0).init(64), ValueError, "groups=0 is not a positive int"),
+    "a name twice": (
+        lambda: jn.batch_norm(IMAGES, None, train=True, axis_name=("a", "a")),
+        ValueError,
+        "axis_name=('a', 'a') names an axis twice",
+    ),
+    "an axis for a name": (
+        lambda: jn.moments(IMAGES, axis_name=0),
+        TypeError,
+        "axis_name=0 is not a name",
+    ),
     "unbound name": (
         lambda: jn.batch_norm(IMAGES, None, train=True, axis_name="devices"),
         NameError,
