@@ -35,7 +35,8 @@ def accumulate(state: State, start: ArrayLike = True) -> State:
             knows by `has_updated(opt_state)`.
 
     Returns:
-        The same with `Accumulating` in the place of `RunningStats`, of constant structure: a carry for `lax.scan`.
+        The same with `Accumulating` in the place of `RunningStats`, of constant structure and shapes: a carry for
+        `lax.scan`.
         `jn.commit` turns it back. A state without running statistics, of other norms, is left as it is.
 
     Raises: nothing of its own.
@@ -56,11 +57,15 @@ def accumulate(state: State, start: ArrayLike = True) -> State:
 def commit(state: State) -> State:
     """Running statistics after the parts that `jn.accumulate` took as one; the other end of it.
 
+    commit(accumulate(state)) = state
+
     Args:
         state: `Accumulating`, or any pytree with such in it.
 
     Returns:
-        The same with `RunningStats` in their place.
+        The same with `RunningStats` in their place, of their shapes.
+
+    Raises: nothing of its own.
 
     >>> params, state = jn.BatchNorm().init(1)
     >>> jn.commit(jn.accumulate(state)) == state
@@ -87,7 +92,8 @@ def merge_running(
         axis_name: mapped axes (of vmap, pmap, shard_map): states of other devices are merged in.
 
     Returns:
-        One state. Its count is that of all updates. States without updates have no weight beside others.
+        One state, of the shapes of each. Its count is that of all updates. States without updates have no weight beside
+        others.
 
     Raises:
         TypeError: there is nothing to merge. ValueError: `axis` is given with several states; their structures differ.

@@ -19,7 +19,7 @@ class FeatureStats(NamedTuple):
 
     `rest` is what the mean loses in rounding: a mean of 1e6 has steps of 1/16 in float32, and batches would be merged
     with that error. All have shape (channels,); `min` and `max` are None where `kind` is "standard". `jn.merge` makes
-    them a commutative monoid, with what `init` gives as its identity.
+    them a commutative monoid, with what `init` gives as its identity. Raises nothing.
 
     Paper: Chan, Golub & LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
 

@@ -21,7 +21,7 @@ class Moments(NamedTuple):
     n = Σ wᵢ,    μ = Σ wᵢ xᵢ / n,    M2 = Σ wᵢ |xᵢ − μ|²
 
     All have the mean's shape; `count` and `m2` are real, also where the mean is complex. `jn.merge` makes them a
-    commutative monoid, with `Moments.zeros` as its identity.
+    commutative monoid, with `Moments.zeros` as its identity. Raises nothing.
 
     Paper: Chan, Golub & LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
 

@@ -22,7 +22,7 @@ class Spec(Protocol):
 
     params, state = spec.init(features)        y, state = spec.apply(params, state, x, train=True)
 
-    A norm without state carries None.
+    A norm without state carries None. y has the shape and dtype of `x`. Raises what the norm says of what does not fit.
 
     >>> isinstance(jn.Identity(), jn.Spec)
     True

@@ -10,7 +10,8 @@ class Affine(NamedTuple):
 
     y = scale · x̂ + bias
 
-    Each has the shape of the normalized axes: (channels,) for batch, instance and group norm.
+    Each has the shape of the normalized axes: (channels,) for batch, instance and group norm. Raises nothing: `apply`
+    says what does not fit.
 
     >>> jn.LayerNorm(use_bias=False).init(2)[0]
     Affine(scale=Array([1., 1.], dtype=float32), bias=None)
@@ -25,7 +26,10 @@ class GatedAffine(NamedTuple):
 
     y = scale · (gate · x̂_B + (1 − gate) · x̂_I) + bias
 
-    Each has shape (channels,); the gate is real, from 0 to 1. None leaves a scale or a bias out.
+    Each has shape (channels,); the gate is real, from 0 to 1. None leaves a scale or a bias out. Raises nothing:
+    `apply` says what does not fit.
+
+    Paper: Nam & Kim 2018, "Batch-Instance Normalization for Adaptively Style-Invariant Neural Networks".
 
     >>> jn.BatchInstanceNorm().init(2)[0].gate
     Array([1., 1.], dtype=float32)
@@ -42,7 +46,7 @@ class RunningStats(NamedTuple):
     mean ← m · mean + (1 − m) · μ,    var ← m · var + (1 − m) · σ²
 
     This is not a merge of moments: old batches are forgotten, at the rate of the momentum m. `mean` and `var` have
-    shape (channels,); `var` is real; `count` is a scalar int32.
+    shape (channels,); `var` is real; `count` is a scalar int32. Raises nothing: `apply` says what does not fit.
 
     Paper: Ioffe & Szegedy 2015, "Batch Normalization", section 3.1.
 
@@ -62,7 +66,8 @@ class Accumulating(NamedTuple):
     mean, var, count ← one update of `before` by all data `seen`
 
     `mean`, `var` and `count` are those of `RunningStats`, with what was seen so far. `before` are the `RunningStats` to
-    update, or None where the data seen are to replace them; `seen` are the statistics of these data.
+    update, or None where the data seen are to replace them; `seen` are the statistics of these data, of the shape of
+    `mean`. Raises nothing.
 
     >>> params, state = jn.BatchNorm().init(2)
     >>> jn.accumulate(state).before.mean

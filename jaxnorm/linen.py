@@ -102,7 +102,7 @@ def recalibrate(model: nn.Module, variables: Mapping[str, Any], batches: Iterabl
             to know. Other variables stay as they are; what else is in `batch_stats` is written as in training.
 
     Returns:
-        The variables, with new `batch_stats`. Channels without data keep theirs.
+        The variables, with new `batch_stats` of the same shapes. Channels without data keep theirs.
 
     Raises:
         ValueError: there are no batches, or a norm that saw none of them, as those of flax.linen do.

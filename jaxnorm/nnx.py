@@ -168,6 +168,10 @@ def accumulate(model: nnx.Module, start: ArrayLike = True) -> None:
         model: a module with norms of jaxnorm, `Norm` or `BatchNorm`, in it. They get variables `before` and `seen`.
         start: whether a whole batch begins here; it may be traced.
 
+    Shapes and dtypes stay what they are. Raises nothing of its own.
+
+    Paper: Chan, Golub & LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
+
     >>> norm = jn.nnx.BatchNorm(1, momentum=0.9, rngs=nnx.Rngs(0))
     >>> jn.nnx.accumulate(norm)
     >>> ys = [norm(part) for part in (jnp.array([[1.0], [3.0]]), jnp.array([[8.0]]))]
@@ -182,7 +186,10 @@ def accumulate(model: nnx.Module, start: ArrayLike = True) -> None:
 def commit(model: nnx.Module) -> None:
     """Running statistics of a model after the parts that `accumulate` took as one, in place: `jn.commit`.
 
-    Args: model: as for `accumulate`.
+    accumulate, then commit = nothing done
+
+    Args:
+        model: as for `accumulate`. Shapes and dtypes stay what they are. Raises nothing of its own.
 
     >>> norm = jn.nnx.Norm(jn.BatchNorm(), 1)
     >>> jn.nnx.accumulate(norm)
@@ -205,6 +212,8 @@ def recalibrate(model: nnx.Module, batches: Iterable[Any], **kwargs) -> None:
         batches: any iterable of what the model takes: an array, a tuple of arguments (data and a mask, say), or a
             mapping of keyword arguments. Batches may be unequal, and arrays on several devices.
         kwargs: further ones for the model. `train=False` is given where it wants to know.
+
+    Shapes and dtypes stay what they are, and so does all else in the model; all of it, where something is raised.
 
     Raises:
         ValueError: there are no batches, no batch norms of jaxnorm, or one that saw no data.
