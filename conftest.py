@@ -19,6 +19,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # The same examples in every run; compiling a new shape takes longer than hypothesis would wait.
 hypothesis.settings.register_profile("jaxnorm", derandomize=True, deadline=None, max_examples=25)
+hypothesis.settings.register_profile("few", derandomize=True, deadline=None, max_examples=5)
 hypothesis.settings.load_profile("jaxnorm")
 
 

@@ -11,9 +11,9 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import flax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.core.scope import union_filters
 from flax.linen.initializers import Initializer
 from jaxtyping import ArrayLike, DTypeLike
 
@@ -119,7 +119,7 @@ def recalibrate(model: nn.Module, variables: Mapping[str, Any], batches: Iterabl
     method = kwargs.get("method") or type(model).__call__
     kwargs = told(getattr(type(model), method) if isinstance(method, str) else method, kwargs)
     # A filter of collections: these, and all that the model is to write into.
-    mutable = flax.core.scope.union_filters(kwargs.pop("mutable", False), "batch_stats")
+    mutable = union_filters(kwargs.pop("mutable", False), "batch_stats")
 
     def step(state, inputs):
         rest, batch = inputs

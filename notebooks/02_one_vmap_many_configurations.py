@@ -186,7 +186,7 @@ for j, size in enumerate(SIZES):
     colour = plt.get_cmap("viridis")(j / len(SIZES))
     axes[2].plot(GATES, table[:, j].max(0), "o-", color=colour, label=f"batches of {size}")
 axes[2].set(title="Instance to batch norm, best momentum", xlabel="gate ρ", ylabel="test accuracy")
-axes[2].legend(fontsize=8)
+axes[2].legend(loc="center", bbox_to_anchor=(0.5, 0.33), fontsize=8)
 plt.show()
 
 best = {size: MOMENTA[int(off[:, j, -1].argmin())] for j, size in enumerate(SIZES)}

@@ -168,6 +168,7 @@ def test_one_vmap_sweeps_from_one_norm_to_the_other():
         np.testing.assert_allclose(y, (1 - gate) * own + gate * of_batch, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.once
 def test_derivatives_of_the_gate():
     params, state = gated(gate=jnp.linspace(0.1, 0.9, 5))
     loss = lambda params, x: jnp.sin(step(jn.BatchInstanceNorm(), params, state, x)[0])

@@ -136,6 +136,7 @@ def of_ghosts(size, x, where, g):
     return np.concatenate(y), np.concatenate(dx), WHOLE[2]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("size", "way", "axes"), GHOSTS, ids=[f"{v} {w} {a}" for v, w, a in GHOSTS])
 def test_ghosts_are_batches_of_their_own(size, way, axes):
     names = tuple(axes) if len(axes) > 1 else "batch"

@@ -114,6 +114,7 @@ def test_parts_without_data_do_not_matter_whatever_they_hold():
     np.testing.assert_allclose(merged, (2.0, 3.0, 4.0))
 
 
+@pytest.mark.once
 def test_derivatives():
     with jax.enable_x64(True):
         x, w = jnp.asarray(DATA[:5], jnp.float64), jnp.linspace(0.5, 2, 15, dtype=jnp.float64).reshape(5, 3)

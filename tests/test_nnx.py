@@ -76,6 +76,7 @@ def test_masks_reach_the_norm():
     np.testing.assert_allclose(masked.mean[...], cut.mean[...], rtol=1e-6)
 
 
+@pytest.mark.once
 def test_norms_are_swapped_without_touching_the_model():
     class Net(nnx.Module):
         def __init__(self, spec, rngs):
