@@ -25,8 +25,8 @@ class FeatureScaler(Frozen):
 
     So that a feature in thousands does not drown one in tens. In training, each batch is merged into the state, and
     scaled by the result; evaluation only scales. How the data are cut into batches, of whatever sizes, and their order
-    do not matter, up to rounding. A constant feature is divided by 1, and so is one whose variance is beyond what the
-    dtype holds (σ under 1e-19 in float32). Before any data, y = x.
+    do not matter, up to rounding. A constant feature is divided by 1, and so is one whose variance the dtype does not
+    hold (σ under 1e-19 or above 1e19 in float32: change its unit first). Before any data, y = x.
 
     Static: `channel_axis`, the axis of features; `kind`; `axis_name`, mapped axes over which the data are sharded.
     params: None; state: `FeatureStats` of (channels,). A missing entry, excluded by `where`, may be NaN, and is scaled

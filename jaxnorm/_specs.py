@@ -55,8 +55,9 @@ class InstanceNorm(Norm):
     With `track`, evaluation is by running statistics, as with `track_running_stats` of PyTorch, and the state is
     `RunningStats`: per channel, the averages over examples of their means and variances. How far means lie apart is no
     part of the variance. mean ← m · mean + (1 − m) · ⟨μᵢ⟩,  var ← m · var + (1 − m) · ⟨σᵢ² nᵢ / (nᵢ − ddof)⟩. Examples
-    with nᵢ ≤ ddof are left out. `momentum` and `ddof` are those of `jn.batch_norm`, `momentum=None` included. Raises
-    what `jn.instance_norm` does, when it is applied.
+    with nᵢ ≤ ddof are left out. `momentum` and `ddof` are those of `jn.batch_norm`, `momentum=None` included. Where the
+    examples are on several devices under shard_map, average the state over them: `jax.lax.pmean`. Raises what
+    `jn.instance_norm` does, when it is applied.
 
     Paper: Ulyanov, Vedaldi & Lempitsky 2016, "Instance Normalization".
 
