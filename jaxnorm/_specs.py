@@ -56,7 +56,7 @@ class InstanceNorm(Norm):
     `RunningStats`: per channel, the averages over examples of their means and variances. How far means lie apart is no
     part of the variance. mean ← m · mean + (1 − m) · ⟨μᵢ⟩,  var ← m · var + (1 − m) · ⟨σᵢ² nᵢ / (nᵢ − ddof)⟩. Examples
     with nᵢ ≤ ddof are left out. `momentum` and `ddof` are those of `jn.batch_norm`, `momentum=None` included. Where the
-    examples are on several devices under shard_map, average the state over them: `jax.lax.pmean`. Raises what
+    examples are on several devices under shard_map, average `mean` and `var` over them: `jax.lax.pmean`. Raises what
     `jn.instance_norm` does, when it is applied.
 
     Paper: Ulyanov, Vedaldi & Lempitsky 2016, "Instance Normalization".
