@@ -26,7 +26,7 @@ def standardize_by_ghosts(ghost, who, over, dtype, x, where, expected, scale, bi
     cut = Over(axes, over.names if slots else (), slots=slots)
 
     def in_pieces(v):
-        return split(v, v.shape[0] // piece if v.shape[0] > 1 else 1)
+        return split(v, v.shape[0] // piece if v.shape[0] != 1 else 1)
 
     args, vectors = jax.tree.map(in_pieces, ((x, where), (expected, scale, bias)))
     y, found = standardize_by_own(cut, dtype, True, *args, *vectors, epsilon)

@@ -142,7 +142,7 @@ class Over(NamedTuple):
         """A statistic for each channel of its group in `x`, and for each index of its slot."""
         if v is None:
             return None
-        if self.slots and v.shape[0] > 1:
+        if self.slots and v.shape[0] != 1:
             v = _pick(self._members().T, v)
         if not self.groups:
             return v

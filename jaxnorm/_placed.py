@@ -25,7 +25,7 @@ def along(v, x) -> Any:
     """A vector in the dimensions of `x`, as `x` lies."""
     if v is None:
         return None
-    return _placed(v, [s if n > 1 else None for s, n in zip(_spec(x), v.shape, strict=True)], x)
+    return _placed(v, [s if n != 1 else None for s, n in zip(_spec(x), v.shape, strict=True)], x)
 
 
 def back(new, old):
