@@ -1,10 +1,17 @@
 """Settings of the whole suite, doctests included: strict promotion of dtypes and ranks, and several devices."""
 
+import importlib.metadata
 import os
 
-# Read when jax starts: devices to shard over; and machine code that is made in half the time, as most tests run a
-# program once. Where rounding is tested, the programs are optimized as users have them (tests/test_numerics.py).
-FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+# Machine code that is made in a third of the time, as most tests run a program once. Where rounding is tested, programs
+# are compiled as users have them (cases.optimized). Releases of jaxlib from 0.11 on have no such emitters to leave out.
+QUICK, AS_USERS = {"xla_backend_optimization_level": 0}, {"xla_backend_optimization_level": 3}
+if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11):
+    QUICK["xla_cpu_use_fusion_emitters"], AS_USERS["xla_cpu_use_fusion_emitters"] = False, True
+
+# Read when jax starts; with several devices to shard over.
+FLAGS = {"xla_force_host_platform_device_count": 8} | QUICK
+FLAGS = " ".join(f"--{name}={str(value).lower()}" for name, value in FLAGS.items())
 os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}"
 
 import hypothesis  # noqa: E402

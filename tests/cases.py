@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import jaxnorm as jn
+from conftest import AS_USERS
 
-optimized = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
+optimized = partial(jax.jit, compiler_options=AS_USERS)
 """Compiled as users have it: optimization changes the order of sums, and with it their rounding."""
 
 

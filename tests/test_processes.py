@@ -17,11 +17,12 @@ WORKER = pathlib.Path(worker.__file__)
 
 
 def start(processes, out, dies=""):
-    """All processes. A device each, and no settings of this suite."""
+    """All processes. A device each, which is all that differs from the flags of this suite."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu"}
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=1"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, str(WORKER)]
     return [
         subprocess.Popen(
