@@ -193,20 +193,23 @@ def sharing(spec, at=(0, 0, 0, 0)):
     return np.asarray(jnp.abs(one(jax.random.normal(jax.random.key(1), SHAPE))) > 1e-6)
 
 
-figure, axes = plt.subplots(1, 4, figsize=(12, 3.2), subplot_kw={"projection": "3d"}, layout="none")
-figure.subplots_adjust(left=0.01, right=0.97, bottom=0.02, top=0.92, wspace=0.1)
+figure, axes = plt.subplots(1, 4, figsize=(12, 2.6), subplot_kw={"projection": "3d"}, layout="none")
+figure.subplots_adjust(left=0.03, right=0.99, bottom=0, top=0.96, wspace=0.1)
 for ax, (name, spec), colour in zip(axes, SPECS.items(), (BLUE, RED, GREEN, PURPLE), strict=True):
     shared = sharing(spec)
     cubes = shared.reshape(N, H * W, C).transpose(2, 0, 1)[:, :, ::-1]
-    ax.voxels(
-        np.ones_like(cubes),
-        facecolors=np.where(cubes, colour + "FF", "#CCCCCC20"),
-        edgecolors=np.where(cubes, "#FFFFFF", "#BBBBBB30"),
-    )
-    ax.set(xticks=[], yticks=[], zticks=[], aspect="equal")
-    for put, label in ((ax.set_xlabel, "C"), (ax.set_ylabel, "N"), (ax.set_zlabel, "H × W")):
-        put(label, labelpad=-12)
-    ax.set_title(f"{name}: {shared.sum()} of {shared.size}", y=0.98)
+    # One after the other: between cubes that are drawn together, faces are left out.
+    ax.voxels(cubes, facecolors=colour, edgecolors="white", linewidth=0.8)
+    ax.voxels(~cubes, facecolors="#CCCCCC18", edgecolors="#99999940", linewidth=0.5, shade=False)
+    for at, label, side in (
+        ((C / 2, 0, -0.8), "C", "center"),
+        ((C, N / 2, -0.6), "N", "left"),
+        ((0, 0, 2), "H × W ", "right"),
+    ):
+        ax.text(*at, label, ha=side, va="center")
+    ax.set_title(f"{name}: {shared.sum()} of {shared.size}", y=0.92)
+    ax.set_axis_off()
+    ax.set_aspect("equal")
     ax.view_init(elev=22, azim=-58)
 plt.show()
 
@@ -579,8 +582,8 @@ assert reached["batch norm"][1].max() > 2 * reached["none"][1].max()
 
 # %% [markdown]
 # With either norm the loss is lower after as many steps, and about three times the learning rate still trains. One
-# reason: the length of the weights before a norm does not matter. So the gradient is at right angles to them, steps make
-# them longer, and the longer they are, the smaller the gradient gets. Without a norm, they run away at such rates.
+# reason: the length of the weights before a norm does not matter. So the gradient is at right angles to them, steps
+# make them longer, and the longer they are, the smaller the gradient gets. Without a norm, they run away at such rates.
 
 
 # %%

@@ -184,9 +184,11 @@ for ax, values, title, colours in (
     ax.spines[:].set_visible(False)
 for j, size in enumerate(SIZES):
     colour = plt.get_cmap("viridis")(j / len(SIZES))
-    axes[2].plot(GATES, table[:, j].max(0), "o-", color=colour, label=f"batches of {size}")
+    axes[2].plot(GATES, table[:, j].max(0), "o-", color=colour)
+    axes[2].text(1.04, table[:, j, -1].max(), f"batches of {size}", color=colour, va="center")
 axes[2].set(title="Instance to batch norm, best momentum", xlabel="gate ρ", ylabel="test accuracy")
-axes[2].legend(loc="center", bbox_to_anchor=(0.5, 0.33), fontsize=8)
+axes[2].set_xlim(None, 1.35)
+axes[2].set_xticks(GATES)
 plt.show()
 
 best = {size: MOMENTA[int(off[:, j, -1].argmin())] for j, size in enumerate(SIZES)}
