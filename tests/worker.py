@@ -49,11 +49,15 @@ def update(variables, x, where, target, axis_name=None):
 
 
 def train(step, place):
-    """Parameters and running statistics after some steps; `place` makes an array of a process's share."""
+    """Parameters and running statistics after some steps, and population statistics then.
+
+    `place` makes an array of a process's share.
+    """
     variables = Net().init(jax.random.key(0), *batch(0)[:2])
     for i in range(STEPS):
         variables = step(variables, *map(partial(place, i), batch(i)))
-    return variables
+    batches = (tuple(map(partial(place, i), batch(i)[:2])) for i in range(STEPS))
+    return {"trained": variables, "recalibrated": jn.linen.recalibrate(Net(), variables, batches)}
 
 
 def main(process, processes, port, out, dies):
