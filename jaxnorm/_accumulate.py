@@ -11,7 +11,8 @@ from jaxtyping import ArrayLike
 from jaxnorm import _checks
 from jaxnorm._look import Statistics
 from jaxnorm._over import Over, real_dtype, wide_dtype
-from jaxnorm._states import each, opened
+from jaxnorm._placed import alike
+from jaxnorm._states import each, opened, plain
 from jaxnorm._statistics import pooled
 from jaxnorm._trees import RunningStats, committed
 
@@ -39,7 +40,8 @@ def accumulate(state: State, start: ArrayLike = True) -> State:
         `lax.scan`.
         `jn.commit` turns it back. A state without running statistics, of other norms, is left as it is.
 
-    Raises: nothing of its own.
+    Raises:
+        TypeError: the state is one of flax.nnx.
 
     Paper: Chan, Golub & LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
 
@@ -51,6 +53,7 @@ def accumulate(state: State, start: ArrayLike = True) -> State:
     >>> print(jn.commit(state).mean.round(3), jn.commit(state).count)  # as of one batch of three
     [0.4] 1
     """
+    plain(state, "accumulate")
     return each(lambda s: opened(s, start), state)
 
 
@@ -65,12 +68,14 @@ def commit(state: State) -> State:
     Returns:
         The same with `RunningStats` in their place, of their shapes.
 
-    Raises: nothing of its own.
+    Raises:
+        TypeError: the state is one of flax.nnx.
 
     >>> params, state = jn.BatchNorm().init(1)
     >>> jn.commit(jn.accumulate(state)) == state
     True
     """
+    plain(state, "commit")
     return each(committed, state)
 
 
@@ -96,8 +101,9 @@ def merge_running(
         others.
 
     Raises:
-        TypeError: there is nothing to merge. ValueError: `axis` is given with several states; their structures differ.
-        NameError: `axis_name` is not bound.
+        TypeError: there is nothing to merge, or states are those of flax.nnx. ValueError: `axis` is given with several
+            states, or is none of theirs; their structures differ; counts have other axes than the first ones of the
+            means. NameError: `axis_name` is not bound.
 
     Paper: Chan, Golub & LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
 
@@ -107,14 +113,18 @@ def merge_running(
     [1.] [2.] 10
     """
     _checks.several(states, axis, "merge_running")
+    plain(states, "merge_running")
     over = Over((0,), _checks.names(axis_name, "merge_running"))
 
-    def stacked(*parts):
-        # A count has no axis of channels: where replicas are stacked behind these, it is its last.
-        return jnp.stack(parts) if axis is None else jnp.moveaxis(parts[0], min(axis, parts[0].ndim - 1), 0)
-
     def merged(*parts):
+        at = axis if axis is None else _checks.axis(axis, parts[0].mean.ndim, "merge_running: axis", "the mean")
+
+        def stacked(*values):
+            # A count has no axis of channels: where replicas are stacked behind these, it is its last.
+            return jnp.stack(alike(*values)) if at is None else jnp.moveaxis(values[0], min(at, values[0].ndim - 1), 0)
+
         mean, var, count, *_ = jax.tree.map(stacked, *parts)
+        _checks.counts(count, mean, "merge_running")
         total, n = None, jnp.ones(mean.shape[:1])
         if count is not None:
             total = lax.psum(count.sum(0, dtype=count.dtype), over.names)

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 
 from jaxnorm import _checks
 from jaxnorm._functional import per_example, training
+from jaxnorm._look import narrowed
 from jaxnorm._normalize import arguments, normalize, normalize_tracking
 from jaxnorm._over import Over, real_dtype, wide_dtype
 from jaxnorm._placed import along
@@ -36,12 +37,13 @@ def batch_instance_norm(
     names = _checks.names(axis_name, who) if train else ()
     over = Over(tuple(a for a in range(x.ndim) if a != channel), names)
     of_batch, of_own = _shares(gate, scale, x, channel, who)
+    where = _checks.where(where, x, who)
     options = {"epsilon": epsilon, "where": where, "who": who, "dtype": wide_dtype(x)}
     y, state = normalize_tracking(
         x, state, over, (channel,), of_batch, bias, train=train, momentum=momentum, ddof=ddof, **options
     )
     own = normalize(x, Over(positions), (channel,), of_own, None, **options)
-    return (y + own).astype(x.dtype), state
+    return narrowed(y + own, where, x.dtype), state
 
 
 def _shares(gate, scale, x, channel, who):

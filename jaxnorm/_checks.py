@@ -1,7 +1,7 @@
 """What is said when an argument does not fit: at trace time, with the fact, the value and the remedy."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +49,8 @@ def names(axis_name, who):
     if axis_name is None:
         return ()
     found = tuple(axis_name) if isinstance(axis_name, list | tuple) else (axis_name,)
+    if not all(isinstance(name, Hashable) for name in found):
+        raise TypeError(f"{who}: axis_name={axis_name!r} is not a name, or a list or tuple of names.")
     if len(set(found)) < len(found):
         raise ValueError(f"{who}: axis_name={axis_name!r} names an axis twice.")
     for name in found:
@@ -82,10 +84,12 @@ def where(value, x, who):
 
 
 def weights(value, who):
-    """Booleans, or numbers of at least 0."""
+    """Booleans, or finite numbers of at least 0."""
     numbers = None if value.dtype == jnp.bool_ else _known(value)
     if numbers is not None and not (numbers >= 0).all():
         raise ValueError(f"{who} holds {numbers.min()}. Weights are 0 or more, and 0 excludes a position.")
+    if numbers is not None and (numbers == np.inf).any():
+        raise ValueError(f"{who} holds inf. Weights are finite: to count a position alone, exclude the others by 0.")
 
 
 def _padded(shape, full):
@@ -163,12 +167,27 @@ def key(rngs, who):
     return rngs.params()
 
 
+def ddof(value, who):
+    """What is taken off the number of data, for the running variance."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
+        raise ValueError(f"{who}: ddof={value!r} is not an int of at least 0. 0 is the biased variance, 1 PyTorch's.")
+
+
 def several(found, axis, who):
     """Something to merge, and one way to do it."""
     if not found:
         raise TypeError(f"{who}: there is nothing to merge.")
     if axis is not None and len(found) > 1:
         raise ValueError(f"{who}: axis={axis} goes with one, in which all are stacked; got {len(found)}.")
+
+
+def counts(count, mean, who):
+    """A count of updates for each state, or none at all; states may be those of several layers."""
+    if count is not None and count.shape != mean.shape[: count.ndim]:
+        raise ValueError(
+            f"{who}: stacked counts have shape {count.shape}, and means {mean.shape}. Where states are those of "
+            f"several layers, the axis of these comes first in both."
+        )
 
 
 def parts(found, kinds, axis):
@@ -213,7 +232,7 @@ def ghost(size, over, x, who):
         )
 
 
-def running(state, x, axes, train, who):
+def running(state, x, axes, train, momentum, who):
     """Running statistics of the channels of `x`, which lie along `axes`, or none at all."""
     if state is None:
         if not train:
@@ -222,7 +241,15 @@ def running(state, x, axes, train, who):
     if not isinstance(state, RunningStats | Accumulating):
         hint = " Make it one: RunningStats(mean, var, count)." if isinstance(state, dict) else ""
         raise TypeError(f"{who}: state is a {type(state).__name__}, not RunningStats.{hint}")
-    for name, value in (("mean", state.mean), ("var", state.var)):
+    if train and momentum is None and state.count is None:
+        raise ValueError(
+            f"{who}: momentum=None averages by the number of updates, but state.count is None. Give it one: "
+            f"state._replace(count=jnp.int32(0))."
+        )
+    for name, value, kind in (("mean", state.mean, jnp.inexact), ("var", state.var, jnp.floating)):
+        found = getattr(value, "dtype", type(value).__name__)
+        if isinstance(found, str) or not jnp.issubdtype(found, kind):
+            raise TypeError(f"{who}: state.{name} is of {found}. It is an array of {kind.__name__} numbers.")
         channels = tuple(x.shape[a] for a in axes)
         if jnp.shape(value) != channels:
             raise ValueError(

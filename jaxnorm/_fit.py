@@ -33,12 +33,31 @@ def scaler(spec, axes, params, state, x):
         raise TypeError(f"{who}: state is a {type(state).__name__}. It must be a jaxnorm.FeatureStats{hint}.")
     if spec.kind == "minmax" and (state.min is None or state.max is None):
         raise ValueError(f"{who}(kind='minmax'): state has no extremes. Initialise it with this kind.")
-    if jnp.iscomplexobj(state.mean) != jnp.iscomplexobj(x) or (spec.kind == "minmax" and jnp.iscomplexobj(x)):
+    for name, value in state._asdict().items():
+        if value is None and name in ("min", "max"):
+            continue
+        if value is None or jnp.shape(value) != jnp.shape(state.mean):
+            found = "None" if value is None else f"of shape {jnp.shape(value)}"
+            raise ValueError(
+                f"{who}: state.{name} is {found}, and state.mean of shape {jnp.shape(state.mean)}. Take a state that "
+                f"init or apply gave."
+            )
+    ordered(spec, x.dtype)
+    if jnp.iscomplexobj(state.mean) != jnp.iscomplexobj(x):
         raise TypeError(
             f"{who}(kind={spec.kind!r}): x has dtype {x.dtype} and state.mean has {jnp.asarray(state.mean).dtype}. "
-            f"Initialise with dtype={x.dtype.name!r}; complex numbers have no order, and need kind='standard'."
+            f"Initialise with dtype={x.dtype.name!r}."
         )
     _features(spec, axes, (), state.mean, x)
+
+
+def ordered(spec, dtype):
+    """Data that have extremes, where a feature scaler wants these."""
+    if spec.kind == "minmax" and jnp.issubdtype(dtype, jnp.complexfloating):
+        raise TypeError(
+            f"{type(spec).__name__}(kind='minmax'): the data have dtype {dtype}. Complex numbers have no order, and "
+            f"need kind='standard'."
+        )
 
 
 def _features(spec, axes, params, mean, x):

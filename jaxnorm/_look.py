@@ -47,6 +47,14 @@ def among(d, where):
     return d if where is None else jnp.where(included(where), d, 0)
 
 
+def narrowed(y, where, dtype):
+    """`y` in a dtype, finite where padding is: that may hold the largest float."""
+    if where is not None and not jnp.iscomplexobj(y):
+        most = jnp.finfo(dtype).max.astype(y.dtype)
+        y = jnp.where(included(where), y, jnp.clip(y, -most, most))
+    return y.astype(dtype)
+
+
 def weigh(v, where):
     """`v` by its weights."""
     return v if where is None or where.dtype == jnp.bool_ else v * where.astype(v.dtype)

@@ -12,6 +12,7 @@ from jaxnorm import _checks
 from jaxnorm._features import FeatureStats, root, within
 from jaxnorm._look import Data, Statistics
 from jaxnorm._over import Over, inverse, real_dtype
+from jaxnorm._placed import alike
 from jaxnorm._statistics import pooled, statistics
 
 
@@ -41,8 +42,9 @@ class Moments(NamedTuple):
         Array([0., 0.], dtype=float32)
         """
         mean = jnp.zeros(shape, dtype)
-        real = jnp.zeros(shape, real_dtype(mean))
-        return cls(real, mean, real)
+        # Each an array of its own: no buffer can be donated twice.
+        count, m2 = (jnp.zeros(shape, real_dtype(mean)) for _ in range(2))
+        return cls(count, mean, m2)
 
     @property
     def var(self) -> Float[Array, "*shape"]:
@@ -151,4 +153,4 @@ def merge(
 
 def _stacked(*values):
     dtype = reduce(jnp.promote_types, (jnp.asarray(v).dtype for v in values))
-    return jnp.stack([jnp.asarray(v, dtype) for v in values])
+    return jnp.stack(alike(*(jnp.asarray(v, dtype) for v in values)))

@@ -29,21 +29,22 @@ def normalize(x, over, axes, scale, bias, *, epsilon, where, who, dtype=None):
 
 
 def normalize_tracking(
-    x, state, over, axes, scale, bias, *, train, momentum, ddof, epsilon, where, who, dtype=None, ghost=None, apart=()
+    x, state, over, axes, scale, bias, *, train, momentum, ddof, epsilon, where, who, dtype=None, ghost=None, apart=None
 ) -> tuple[Any, Any]:
     """A norm with running statistics along `axes`, and its new state.
 
     `ghost`: so many examples, each on their own. `apart`: the axes of examples that each have their own statistics.
     """
     dtype = dtype or x.dtype
-    _checks.running(state, x, axes, train, who)
+    _checks.running(state, x, axes, train, momentum, who)
+    _checks.ddof(ddof, who)
     momentum = None if momentum is None else _checks.number(momentum, x, who, "momentum", most=1)
     where, *rest = arguments(x, axes, scale, bias, epsilon, where, who)
     mean, var = (None, None) if state is None else mean_and_var(state, x, axes)
     if not train:
         return standardize(dtype, x, where, mean, var, *rest), state
     expected = None
-    if mean is not None and var is not None and not apart:
+    if mean is not None and var is not None and apart is None:
         expected = lax.stop_gradient(Expected(mean, var))
     if ghost is None:
         y, found = standardize_by_own(over, dtype, True, x, where, expected, *rest)
@@ -51,4 +52,6 @@ def normalize_tracking(
         y, found = standardize_by_ghosts(ghost, who, over, dtype, x, where, expected, *rest)
     if state is None:
         return y, None
-    return y, advance_by_each(state, found, momentum, ddof, apart) if apart else advance(state, found, momentum, ddof)
+    if apart is None:
+        return y, advance(state, found, momentum, ddof)
+    return y, advance_by_each(state, found, momentum, ddof, apart)

@@ -33,6 +33,12 @@ def back(new, old):
     return _placed(new, _spec(old), old)
 
 
+def alike(*vectors):
+    """Vectors of one shape, to stack: each as the first lies that is sharded."""
+    first = next((v for v in vectors if any(_spec(v))), vectors[0])
+    return [back(v, first) for v in vectors]
+
+
 def gathered(v, axis):
     """A vector, whole along an axis."""
     return _placed(v, [None if a == axis else s for a, s in enumerate(_spec(v))], v)

@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxnorm._features import in_words, joined
 from jaxnorm._look import Statistics
 from jaxnorm._over import Over, real_dtype, wide_dtype, wider
 from jaxnorm._placed import along, anywhere, back
-from jaxnorm._statistics import averaged, pooled
+from jaxnorm._statistics import averaged
 from jaxnorm._trees import Accumulating, RunningStats, committed
 
 
@@ -24,8 +25,8 @@ def mean_and_var(state, x, axes):
     return along(mean.astype(wide_dtype(x)), x), along(var.astype(real_dtype(x)), x)
 
 
-def advance(state, found, momentum, ddof, together=pooled):
-    """The state after a batch in which `found` was found. `together`: how statistics of several are those of all."""
+def advance(state, found, momentum, ddof, between=True):
+    """The state after a batch in which `found` was found. `between`: the variance of means is part of the variance."""
     found = _placed(found, state.mean)
     if not isinstance(state, Accumulating):
         return _update(state, found, momentum, ddof, found.count > 0)
@@ -34,8 +35,7 @@ def advance(state, found, momentum, ddof, together=pooled):
     # A missing count reads as 0.
     old = old._replace(count=jax.tree.map(jnp.zeros_like, state.count)) if old.count is None else old
     momentum = jnp.zeros(()) if before is None else momentum
-    both = jax.tree.map(lambda old, new: jnp.stack([old, new.astype(old.dtype)]), seen, found)
-    seen = jax.tree.map(lambda v: v[0], together(Over((0,)), both))
+    seen = joined(seen, in_words(found, seen.mean.dtype), between)
     # Each batch that replaces a state counts, and all that make an update count once.
     came = (found if before is None else seen).count > 0
     return Accumulating(*_update(old, seen, momentum, ddof, came), before, seen)
@@ -47,7 +47,7 @@ def advance_by_each(state, found, momentum, ddof, axes):
     some = n > ddof
     var = jnp.where(some, _unbiased(n, var, ddof), 1)
     found = averaged(Over(axes), found._replace(count=some.astype(n.dtype), var=var))
-    return advance(state, found, momentum, 0, averaged)
+    return advance(state, found, momentum, 0, between=False)
 
 
 def _unbiased(n, var, ddof):
@@ -58,7 +58,7 @@ def _unbiased(n, var, ddof):
 def _placed(found, mean) -> Statistics:
     """Statistics as the running mean lies, without derivative, and without data where they are NaN."""
     n, pivot, delta, var = (back(lax.stop_gradient(v).reshape(jnp.shape(mean)), mean) for v in found)
-    finite = jnp.isfinite(pivot + delta) & jnp.isfinite(var)
+    finite = jnp.isfinite(pivot + delta) & jnp.isfinite(var) & jnp.isfinite(n)
     return Statistics(jnp.where(finite, n, 0), pivot, delta, var)
 
 

@@ -8,8 +8,9 @@ from jax import lax
 from jaxtyping import ArrayLike, DTypeLike
 
 from jaxnorm import _checks, _fit
-from jaxnorm._features import FeatureStats, features, unseen
+from jaxnorm._features import FeatureStats, features, joined, unseen
 from jaxnorm._functional import Axes, Data, Names, Result
+from jaxnorm._look import narrowed
 from jaxnorm._over import Over, deviation, included, wide_dtype, wider
 from jaxnorm._placed import along, back
 from jaxnorm._spec import Frozen, spec
@@ -25,8 +26,8 @@ class FeatureScaler(Frozen):
 
     So that a feature in thousands does not drown one in tens. In training, each batch is merged into the state, and
     scaled by the result; evaluation only scales. How the data are cut into batches, of whatever sizes, and their order
-    do not matter, up to rounding. A constant feature is divided by 1, and so is one whose variance the dtype does not
-    hold (σ under 1e-19 or above 1e19 in float32: change its unit first). Before any data, y = x.
+    do not matter, up to rounding. A constant feature is divided by 1, and so is one whose M2 is 0 or ∞ in its dtype: in
+    float32, choose units in which σ is above 1e-17, and n σ² below 3e38. Before any data, y = x.
 
     Static: `channel_axis`, the axis of features; `kind`; `axis_name`, mapped axes over which the data are sharded.
     params: None; state: `FeatureStats` of (channels,). A missing entry, excluded by `where`, may be NaN, and is scaled
@@ -62,13 +63,15 @@ class FeatureScaler(Frozen):
             dtype: that of the data; None is float32. The state has float32 at least.
 
         Raises:
-            TypeError: features are not a number, or dtype is not inexact.
+            TypeError: features are not a number, or dtype is not inexact, or complex where order counts.
 
         >>> jn.FeatureScaler().init(2)[1].mean
         Array([0., 0.], dtype=float32)
         """
         shape = _fit.features(self, self._axes, features)
-        return None, unseen(shape, _fit.param_dtype(dtype, "FeatureScaler"), self.kind == "minmax")
+        dtype = _fit.param_dtype(dtype, "FeatureScaler")
+        _fit.ordered(self, dtype)
+        return None, unseen(jnp.zeros(shape, wide_dtype(jnp.zeros((), dtype))), self.kind == "minmax")
 
     def apply(
         self, params: None, state: FeatureStats, x: Data, *, train: bool, where: ArrayLike | None = None
@@ -83,8 +86,8 @@ class FeatureScaler(Frozen):
             where: booleans or weights with the dimensions of `x`: what counts.
 
         Returns:
-            y, with the shape and dtype of `x`, and the state. A feature with NaN or Inf in what counts, or without any
-            data, keeps its state; y shows the NaN. The new state has no derivative in `x`.
+            y, with the shape and dtype of `x`, and the state. A feature with NaN or Inf in what counts or in its sum,
+            or without any data, keeps its state; y shows the NaN. The new state has no derivative in `x`.
 
         Raises:
             TypeError: `x` is integer or boolean, or complex where order counts; `train` is traced; there are params.
@@ -105,12 +108,12 @@ class FeatureScaler(Frozen):
             over = Over(tuple(a for a in range(x.ndim) if a != channel), _checks.names(self.axis_name, who))
             found = features(over, x, where, state)
             found = jax.tree.map(lambda new, old: back(new.reshape(old.shape), old), found, state)
-            by, state = _merged(state, found), _merged(state, lax.stop_gradient(found))
+            by, state = joined(state, found), joined(state, lax.stop_gradient(found))
         x_ = x.astype(wider(wide_dtype(x), state.mean.dtype))
         origin, rest, unit = self._measure(by, x_)
         if where is not None:
             x_ = jnp.where(included(where) | jnp.isfinite(x_), x_, self._vector(by.mean, x_))
-        return (deviation(x_, origin, rest) / unit).astype(x.dtype), state
+        return narrowed(deviation(x_, origin, rest) / unit, where, x.dtype), state
 
     def inverse(self, state: FeatureStats, y: Data) -> Result:
         """The data that `apply` scaled to `y`.
@@ -147,8 +150,9 @@ class FeatureScaler(Frozen):
         """Where a feature has its 0, in two numbers, and its 1, as they meet `x`: x = origin + rest + unit · y."""
         if self.kind == "standard":
             # A mean in two numbers is as exact as this: what deviates less is a constant that was rounded.
-            spread = jnp.where(state.std > 64 * jnp.finfo(state.std.dtype).eps ** 2 * abs(state.mean), state.std, 0)
-            origin, rest = state.mean, state.rest
+            least = 64 * jnp.finfo(state.std.dtype).eps ** 2 * abs(state.mean)
+            spread = jnp.where((state.std > least) & jnp.isfinite(state.std), state.std, 0)
+            origin, rest = state.mean, state.mean_rest
         else:
             origin = jnp.where(state.count > 0, state.min, 0)
             rest, spread = jnp.zeros_like(origin), jnp.where(state.count > 0, state.max - origin, 0)
@@ -157,10 +161,3 @@ class FeatureScaler(Frozen):
     def _vector(self, v, x):
         channel = self._axes[0] % x.ndim
         return along(v.reshape([n if a == channel else 1 for a, n in enumerate(x.shape)]), x).astype(x.dtype)
-
-
-def _merged(state, found):
-    """Of all data; exactly what it was, where nothing was found."""
-    both = jax.tree.map(lambda *v: jnp.stack(v), state, found)
-    whole = jax.tree.map(lambda v: v[0], both._pooled(Over((0,))))
-    return jax.tree.map(lambda new, old: jnp.where(found.count > 0, new, old), whole, state)

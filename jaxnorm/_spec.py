@@ -48,25 +48,47 @@ def leaf(*, default: ArrayLike | None) -> Any:
 def spec(cls):
     """A frozen dataclass, and a pytree."""
     cls = dataclasses.dataclass(frozen=True, kw_only=True, eq=False)(cls)
-    leaves = [f.name for f in dataclasses.fields(cls) if "leaf" in f.metadata]
-    static = [f.name for f in dataclasses.fields(cls) if "leaf" not in f.metadata]
-    return jax.tree_util.register_dataclass(cls, leaves, static)
+    cls._numbers = tuple(f.name for f in dataclasses.fields(cls) if "leaf" in f.metadata)
+    cls._static = tuple(f.name for f in dataclasses.fields(cls) if "leaf" not in f.metadata)
+
+    def structure(spec):
+        return tuple(getattr(spec, name) for name in cls._static)
+
+    def flatten(spec):
+        return [getattr(spec, name) for name in spec._leaves()], structure(spec)
+
+    def flatten_with_keys(spec):
+        return [(jax.tree_util.GetAttrKey(name), getattr(spec, name)) for name in spec._leaves()], structure(spec)
+
+    def unflatten(structure, leaves):
+        # Not by the constructor: JAX unflattens with placeholders.
+        spec = object.__new__(cls)
+        vars(spec).update(zip(cls._static, structure, strict=True))
+        vars(spec).update(zip(spec._leaves(), leaves, strict=True))
+        return spec
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    return cls
 
 
 @spec
 class Frozen:
     """What specs are, whatever they normalize: values to compare, to hash and to put into a program."""
 
+    _numbers: ClassVar[tuple[str, ...]]
+    _static: ClassVar[tuple[str, ...]]
+
     def __post_init__(self):
-        for name in self._static():
+        for name in self._static:
             value = getattr(self, name)
             if isinstance(value, list | range):
                 object.__setattr__(self, name, tuple(value))
             elif isinstance(value, np.integer | np.bool_):
                 object.__setattr__(self, name, value.item())
 
-    def _static(self):
-        return [f.name for f in dataclasses.fields(self) if "leaf" not in f.metadata]
+    def _leaves(self):
+        """The numbers that mean something: a vmap over a spec maps all of them."""
+        return self._numbers
 
     def __eq__(self, other):
         if type(self) is not type(other):
@@ -77,7 +99,7 @@ class Frozen:
     def __hash__(self):
         for leaf in jax.tree.leaves(self):
             _untraced(leaf)
-        return hash((type(self), *(getattr(self, name) for name in self._static())))
+        return hash((type(self), *(getattr(self, name) for name in self._static)))
 
     @property
     def _axes(self):

@@ -78,15 +78,12 @@ class InstanceNorm(Norm):
     momentum: ArrayLike | None = leaf(default=0.99)
     ddof: int = 0
 
-    def __post_init__(self):
-        super().__post_init__()
-        if not self.track:
-            # A number that means nothing would be a leaf that a vmap over epsilon has to map.
-            object.__setattr__(self, "momentum", None)
-
     @property
     def _tracks(self) -> bool:
         return self.track
+
+    def _leaves(self):
+        return self._numbers if self.track else ("epsilon",)
 
     def _arguments(self):
         tracking = ("track",) if self.track else ("track", "momentum", "ddof")

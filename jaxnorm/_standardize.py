@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxnorm._compilers import by_platform, total
 from jaxnorm._find import find
-from jaxnorm._look import Data, own_copies
+from jaxnorm._look import Data, narrowed, own_copies
 from jaxnorm._over import deviation, fill, included, wide_dtype
 from jaxnorm._statistics import beside, change
 from jaxnorm._tangents import moving, plus, times
@@ -40,12 +40,7 @@ def _value(dtype, x, where, pivot, delta, var, scale, bias, epsilon):
     a = _factor(pivot, var + epsilon).astype(wide_dtype(x))
     a = a if scale is None else a * scale.astype(a.dtype)
     y = _finite(deviation(*own_copies(2, x, pivot, delta)), where) * a
-    y = y if bias is None else y + bias.astype(a.dtype)
-    if where is not None and not jnp.iscomplexobj(y):
-        # Padding may hold the largest float: y stays finite there.
-        most = jnp.finfo(dtype).max.astype(y.dtype)
-        y = jnp.where(included(where), y, jnp.clip(y, -most, most))
-    return y.astype(dtype)
+    return narrowed(y if bias is None else y + bias.astype(a.dtype), where, dtype)
 
 
 def _change(dtype, x, where, pivot, delta, var, scale, epsilon, tangents):

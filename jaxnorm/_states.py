@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from jaxnorm._look import Statistics
-from jaxnorm._over import real_dtype, wide_dtype
-from jaxnorm._trees import Accumulating, RunningStats, committed, fields
+from jaxnorm._features import unseen
+from jaxnorm._over import wide_dtype
+from jaxnorm._trees import Accumulating, RunningStats, committed, fields, recalibrating
 
 
 def each(change, *trees):
@@ -20,6 +20,17 @@ def each(change, *trees):
         return _written(change(*map(_read, nodes)), nodes[0], below)
 
     return jax.tree.map(visit, *trees, is_leaf=tracks)
+
+
+def plain(trees, who):
+    """Trees without variables of flax.nnx, which would not be found: they are known by their attribute `value`."""
+    for path, _ in jax.tree_util.tree_leaves_with_path(trees):
+        *_, name, last = (None, *(getattr(key, "name", getattr(key, "key", None)) for key in path))
+        if last == "value" and name in ("mean", "var"):
+            raise TypeError(
+                f"{who}: running statistics are in variables of flax.nnx. For a model, jaxnorm.nnx has accumulate and "
+                f"commit; merge_running takes nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)) of each."
+            )
 
 
 def named(tree):
@@ -62,10 +73,13 @@ def _written(state, node, others):
 
 
 def opened(state, start):
-    """Running statistics, ready for a whole batch where it starts."""
+    """Running statistics, ready for a whole batch where it starts; as they are while data are to replace them."""
+    if recalibrating(state):
+        return state
     running, nothing = committed(state), _nothing(state.mean)
     if not isinstance(state, Accumulating):
-        return Accumulating(*running, running, nothing)
+        # A copy: no buffer can be donated twice.
+        return Accumulating(*running, jax.tree.map(jnp.copy, running), nothing)
     begun = jax.tree.map(lambda new, old: jnp.where(start, new, old), (running, nothing), state[3:])
     return Accumulating(*running, *begun)
 
@@ -82,12 +96,10 @@ def as_complex(state, dtype):
     if not isinstance(state, Accumulating):
         return state
     before = state.before and as_complex(state.before, dtype)
-    seen = state.seen._replace(pivot=state.seen.pivot.astype(dtype), delta=state.seen.delta.astype(dtype))
+    seen = state.seen._replace(mean=state.seen.mean.astype(dtype), mean_rest=state.seen.mean_rest.astype(dtype))
     return state._replace(before=before, seen=seen)
 
 
 def _nothing(mean):
-    """Statistics of no data, for means of this shape and dtype."""
-    mean = jnp.zeros_like(mean, dtype=wide_dtype(mean))
-    count = jnp.zeros_like(mean, dtype=real_dtype(mean))
-    return Statistics(count, mean, mean, count + 1)
+    """Moments of no data, for means of this shape and dtype."""
+    return unseen(jnp.zeros_like(mean, dtype=wide_dtype(mean)))

@@ -66,8 +66,8 @@ class Accumulating(NamedTuple):
     mean, var, count ← one update of `before` by all data `seen`
 
     `mean`, `var` and `count` are those of `RunningStats`, with what was seen so far. `before` are the `RunningStats` to
-    update, or None where the data seen are to replace them; `seen` are the statistics of these data, of the shape of
-    `mean`. Raises nothing.
+    update, or None where the data seen are to replace them; `seen` are the moments of these data, `FeatureStats` of the
+    shape of `mean`. Raises nothing.
 
     >>> params, state = jn.BatchNorm().init(2)
     >>> jn.accumulate(state).before.mean

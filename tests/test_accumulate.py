@@ -192,7 +192,18 @@ def test_a_long_stream_keeps_its_digits():
     one = lambda state, x: (BN.apply(jn.Affine(), state, x, train=False)[1], None)
     state = jn.recalibrate(lambda state, xs: jax.lax.scan(one, state, xs)[0], BN.init(2)[1], [x])
     np.testing.assert_allclose(state.mean, x.mean((0, 1), dtype=float), rtol=2**-24)
-    np.testing.assert_allclose(state.var, x.var((0, 1), dtype=float), rtol=1e-5)
+    np.testing.assert_allclose(state.var, x.var((0, 1), dtype=float), rtol=4 * 2**-24)
+
+
+def test_parts_may_be_donated():
+    """And moments: no two arrays of a state are one."""
+    part = jax.jit(lambda state, x: BN.apply(PARAMS, state, x, train=True)[1], donate_argnums=0)
+    state = jn.accumulate(BN.init(3)[1])
+    for rows in (slice(5), slice(5, 24)):
+        state = part(state, X[rows])
+    close(jn.commit(state), 0.1 * X.astype(float).mean((0, 1)), 0.9 + 0.1 * X.astype(float).var((0, 1)), 1)
+    add = jax.jit(lambda total, x: jn.merge(total, jn.moments(x, (0, 1))), donate_argnums=0)
+    np.testing.assert_array_equal(add(jn.Moments.zeros(3), X).count, 120)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.complex64])
@@ -237,6 +248,51 @@ def test_replicas_merge_with_the_variance_of_their_means():
     )
     close(jax.tree.map(lambda v: v[1], shared), mean, var, 2, rounded)
     jax.tree.map(np.testing.assert_array_equal, jn.merge_running(STATE, STATE), STATE)
+    together = jax.tree.map(lambda *v: jnp.stack(v), *states[1:])
+    for axis in (0, -2):
+        close(jn.merge_running(together, axis=axis), mean, var, 2, rounded)
+
+
+@pytest.mark.parametrize("of", [lambda norm: norm, nnx.state], ids=["module", "state"])
+@pytest.mark.parametrize("what", [jn.accumulate, jn.commit, lambda state: jn.merge_running(state, state)])
+def test_variables_of_nnx_are_refused(what, of):
+    """Running statistics within them are not found: nothing would happen."""
+    with pytest.raises(TypeError, match=r"in variables of flax\.nnx\. For a model, jaxnorm\.nnx has"):
+        what(of(jn.nnx.Norm(BN, 3)))
+
+
+def test_replicas_of_nnx_merge():
+    one, other = (jn.nnx.BatchNorm(3, rngs=nnx.Rngs(0)) for _ in range(2))
+    one(X[:12]), other(X[12:])
+    states = [nnx.to_pure_dict(nnx.state(norm, nnx.BatchStat)) for norm in (one, other)]
+    merged = jn.merge_running(*states)
+    np.testing.assert_allclose(merged["mean"], (states[0]["mean"] + states[1]["mean"]) / 2, rtol=1e-6)
+    nnx.update(one, merged)
+    np.testing.assert_array_equal(one.var[...], merged["var"])
+
+
+def test_a_training_step_recalibrates():
+    """Though it asks to begin or to go on with a whole batch: data are to replace the state."""
+    for start in (True, False):
+        step = lambda state, x, start=start: jn.accumulate(BN.apply(PARAMS, state, x, train=True)[1], start)
+        state = jn.recalibrate(step, STATE, [X[:5], X[5:]])
+        close(state, X.astype(float).mean((0, 1)), X.astype(float).var((0, 1)), 2)
+
+
+@pytest.mark.parametrize("weight", [3e38, 1e-30])
+def test_weights_near_the_ends_of_floats(weight):
+    """The sum of the first is infinite: it changes nothing. Small ones count as all weights do."""
+    where = jnp.full((24, 5, 1), weight, jnp.float32)
+    if weight > 1:
+        for x in (X, 0 * X):
+            jax.tree.map(np.testing.assert_array_equal, part_of(BN, STATE, x, where)[1], STATE)
+    else:
+        close(
+            part_of(BN, STATE, X, where)[1],
+            0.1 * X.astype(float).mean((0, 1)),
+            0.9 + 0.1 * X.astype(float).var((0, 1)),
+            1,
+        )
 
 
 @pytest.mark.parametrize(
@@ -244,6 +300,12 @@ def test_replicas_merge_with_the_variance_of_their_means():
     [
         (lambda: jn.merge_running(), TypeError, "merge_running: there is nothing to merge"),
         (lambda: jn.merge_running(STATE, STATE, axis=0), ValueError, "axis=0 goes with one"),
+        (lambda: jn.merge_running(STATE, axis=5), ValueError, "axis=5 is out of range: the mean has 1 dim"),
+        (
+            lambda: jn.merge_running(*[jn.RunningStats(jnp.zeros((3, 2)), jnp.ones((3, 2)), jnp.zeros(2, int))] * 2),
+            ValueError,
+            r"counts have shape \(2, 2\), and means \(2, 3, 2\)",
+        ),
         (lambda: jn.recalibrate(lambda s, x: s, STATE, []), ValueError, "there are no batches. An iterator"),
         (lambda: jn.recalibrate(lambda s, x: s, STATE, [X]), ValueError, "no data came to the state"),
         (lambda: jn.recalibrate(lambda s, x: s, {"layer": None}, [X]), ValueError, "no running statistics of jaxnorm"),

@@ -1,5 +1,6 @@
 """Between batch and instance norm: running statistics of instances, and a gate from one norm to the other."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -103,6 +104,20 @@ def test_nan_keeps_the_channel():
     np.testing.assert_allclose(state.mean[:3], 0.5 * of_instances(X)[0][:3], rtol=1e-5)
 
 
+def test_examples_one_by_one():
+    """Without an axis of examples: as many parts of one batch, of which each is an example."""
+    one, many = jn.InstanceNorm(track=True, momentum=0.9, batch_axis=None), jn.InstanceNorm(track=True, momentum=0.9)
+    params, fresh = one.init(5)
+    state = jn.accumulate(fresh)
+    for x in X:
+        _, state = step(one, params, state, x)
+    _, whole = step(many, params, fresh, X)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), jn.commit(state), whole)
+    exact = jn.recalibrate(lambda state, x: step(one, params, state, x, train=False)[1], fresh, X)
+    for found, want in zip(exact[:2], of_instances(X), strict=True):
+        np.testing.assert_allclose(found, want, rtol=1e-5)
+
+
 @pytest.mark.parametrize("cuts", [[3], [1, 2], [1, 2, 3, 4, 5]])
 def test_parts_of_a_batch_make_one_update(cuts):
     """Accumulated, or replaced in recalibration: how far the means of parts lie apart is no part of the variance."""
@@ -131,6 +146,16 @@ def test_a_state_only_where_it_is_tracked():
     grid = jn.InstanceNorm(epsilon=jnp.array([1e-5, 1.0]))
     ys = jax.vmap(lambda norm: norm.apply(params, None, X, train=True)[0])(grid)
     np.testing.assert_allclose(ys[1], jn.instance_norm(X, epsilon=1.0), rtol=1e-5)
+
+
+def test_tracking_is_switched_on_and_off():
+    """By dataclasses.replace, also of what went through a program: a momentum that means nothing is not lost."""
+    for untracked, momentum in ((jn.InstanceNorm(), 0.99), (jn.InstanceNorm(momentum=0.9), 0.9)):
+        assert jax.tree.leaves(untracked) == [1e-5]
+        assert dataclasses.replace(untracked, track=True) == jn.InstanceNorm(track=True, momentum=momentum)
+    through = jax.tree.map(lambda v: v, jn.InstanceNorm())
+    assert dataclasses.replace(through, track=True) == jn.InstanceNorm(track=True)
+    assert dataclasses.replace(jn.InstanceNorm(track=True, momentum=0.9), track=False) == jn.InstanceNorm()
 
 
 GATE = jnp.array([0.0, 0.2, 0.5, 0.9, 1.0])
@@ -193,6 +218,22 @@ def test_padding_does_not_reach_a_gate():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, want)
 
 
+@pytest.mark.parametrize(("dtype", "large"), [(jnp.float16, 6e4), (jnp.float32, 3.4028235e38)])
+def test_padding_that_is_large_stays_finite(dtype, large):
+    norm, x = jn.BatchInstanceNorm(epsilon=1e-8), jnp.array([[[1.0], [1.01], [large]]] * 2, dtype)
+    where = jnp.array([[[True], [True], [False]]] * 2)
+    params, state = norm.init(1)
+
+    def loss(weight, gate):
+        y, _ = norm.apply(params._replace(gate=gate), state, x, train=True, where=where)
+        return jnp.where(where, y * weight, 0).sum(), y
+
+    for gate in (0.5, 1.0):
+        (slope, _), y = jax.grad(loss, (0, 1), has_aux=True)(jnp.ones((), dtype), jnp.full(1, gate))
+        assert jnp.isfinite(y).all()
+        assert jnp.isfinite(slope)
+
+
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_a_batch_over_devices(check_vma):
     params, state = gated()
@@ -233,6 +274,11 @@ def test_without_scale_or_bias(leave):
         (lambda n, p, s: n.apply(p._replace(gate=None), s, X, train=True), TypeError, "gate is None"),
         (lambda n, p, s: n.apply(p._replace(gate=jnp.ones(4)), s, X, train=True), ValueError, "4 features"),
         (lambda n, p, s: n.apply(p, None, X, train=False), ValueError, "needs running statistics"),
+        (
+            lambda n, p, s: dataclasses.replace(n, ddof=-1).apply(p, s, X, train=True),
+            ValueError,
+            "ddof=-1 is not an int",
+        ),
         (lambda n, p, s: n.apply(p, s, X.astype(int), train=True), TypeError, "dtype int32"),
         (lambda n, p, s: n.apply(p, s, X.swapaxes(1, 3), train=True), ValueError, "use channel_axis=1"),
     ],

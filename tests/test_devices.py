@@ -301,6 +301,32 @@ def test_sharded_arrays_need_nothing(name, where, kind):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), got, want)
 
 
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+@pytest.mark.parametrize("ghost", [None, 2, 8])
+@pytest.mark.parametrize("masked", [False, True])
+def test_channels_may_be_sharded_beside_a_named_axis(masked, ghost, kind):
+    """Named are the devices of the batch; the other axis of the mesh, along the channels, is not."""
+    spec, m = jn.BatchNorm(axis_name="batch", virtual_batch_size=ghost), mesh(kind, batch=2, model=2)
+    x, where = np.nan_to_num(X[:8] - 1e4), WEIGHTS[:8] + 0.5 if masked else None
+
+    def run(x, where):
+        norm = lambda x: spec.apply(jn.Affine(), STATE, x, train=True, where=where)
+        y, pull, new = jax.vjp(norm, x, has_aux=True)
+        start = jn.Moments.zeros(4)
+        return y, pull(jnp.cos(y))[0], (new, jn.merge(start, jn.moments(x, (0, 1), where=where, axis_name="batch")))
+
+    with jax.set_mesh(m):
+        put = lambda v, spec: jax.device_put(v, NamedSharding(m, spec))
+        args = put(x, P("batch", None, "model")), None if where is None else put(where, P("batch"))
+        split = P("batch")
+        over = jax.shard_map(run, in_specs=split, out_specs=(split, split, P()), axis_names={"batch"})
+        got = jax.device_get(jax.jit(over)(*args))
+    spec = jn.BatchNorm(virtual_batch_size=ghost)
+    y, pull, new = jax.vjp(lambda x: spec.apply(jn.Affine(), STATE, x, train=True, where=where), x, has_aux=True)
+    want = y, pull(jnp.cos(y))[0], (new, jn.moments(x, (0, 1), where=where))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), got, want)
+
+
 @pytest.mark.parametrize("name", ["instance", "group", "layer", "rms"])
 def test_features_and_positions_may_be_sharded(name):
     """Under vmap with a name, the statistics are those of all shards together."""

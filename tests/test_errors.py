@@ -131,6 +131,33 @@ CASES = {
         ValueError,
         "epsilon has shape (2,). It is one number; for several, jax.vmap over them",
     ),
+    "infinite weights": (
+        lambda: jn.layer_norm(X, where=X * jnp.inf),
+        ValueError,
+        "where holds inf. Weights are finite",
+    ),
+    "a set of names": (lambda: jn.moments(X, axis_name={"a"}), TypeError, "axis_name={'a'} is not a name"),
+    "ddof": (lambda: jn.batch_norm(IMAGES, STATE, train=True, ddof=0.5), ValueError, "ddof=0.5 is not an int of at"),
+    "no count": (
+        lambda: jn.batch_norm(IMAGES, STATE._replace(count=None), train=True, momentum=None),
+        ValueError,
+        "momentum=None averages by the number of updates, but state.count is None",
+    ),
+    "integer state": (
+        lambda: jn.batch_norm(IMAGES, STATE._replace(mean=jnp.zeros(64, int)), train=True),
+        TypeError,
+        "state.mean is of int32. It is an array of inexact numbers",
+    ),
+    "complex variance": (
+        lambda: jn.batch_norm(IMAGES, STATE._replace(var=jnp.ones(64, complex)), train=True),
+        TypeError,
+        "state.var is of complex64",
+    ),
+    "state of lists": (
+        lambda: jn.batch_norm(IMAGES, STATE._replace(mean=[0.0] * 64), train=True),
+        TypeError,
+        "state.mean is of list",
+    ),
     "momentum": (
         lambda: jn.batch_norm(IMAGES, STATE, train=True, momentum=1.5),
         ValueError,

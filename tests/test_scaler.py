@@ -37,6 +37,12 @@ def seen(scaler, parts, masks=None):
     return state, y
 
 
+def same(state, other, rtol=1e-5, atol=1e-4):
+    """The same was seen: what a sum is, and what is left of it, together."""
+    numbers = lambda s: (*(np.asarray(s[i], float) + np.asarray(s[i + 3]) for i in range(3)), *s[6:])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), numbers(state), numbers(other))
+
+
 def measure(kind, x, where=None):
     """Origin and unit of features along the last axis, in float64."""
     x = np.asarray(x, float)
@@ -125,6 +131,75 @@ def test_a_large_mean_costs_no_digits(kind):
     assert oracle.ulps(y, scaled(kind, x)) < 16
 
 
+@pytest.mark.parametrize(("mean", "size"), [(1e6, 3), (0.0, 1), (100.0, 200)])
+def test_a_long_stream_costs_no_digits(mean, size):
+    """Fifty thousand batches, the last of which are small beside what was seen before."""
+    keys = jax.random.split(jax.random.key(0), 50_000)
+    batch = lambda key: jax.random.normal(key, (size, 1)) + jnp.float32(mean)
+    _, fresh = jn.FeatureScaler().init(1)
+    run = lambda state, key: (step(jn.FeatureScaler(), state, batch(key))[1], None)
+    state, _ = jax.jit(lambda keys: jax.lax.scan(run, fresh, keys))(keys)
+    x = np.asarray(jax.jit(jax.vmap(batch))(keys), float)
+    assert state.count == x.size
+    np.testing.assert_allclose(float(state.mean[0]) + float(state.mean_rest[0]), x.mean(), atol=2**-24 * x.std())
+    np.testing.assert_allclose(state.var, x.var(), rtol=4 * 2**-24)
+
+
+def test_a_count_goes_beyond_what_a_float_counts():
+    """Where one example more is nothing to a float32."""
+    _, fresh = jn.FeatureScaler().init(1)
+    x = jnp.array([1.0, -1.0] * 5000)[:, None, None]
+    many = fresh._replace(count=jnp.full(1, 2.0**24), m2=jnp.full(1, 2.0**24))
+    state, _ = jax.lax.scan(lambda state, x: (step(jn.FeatureScaler(), state, x)[1], None), many, x)
+    assert float(state.count[0]) + float(state.count_rest[0]) == 2**24 + 10_000
+    np.testing.assert_allclose(state.var, 1, rtol=2**-23)
+
+
+@kinds
+def test_what_was_seen_may_be_donated(kind):
+    scaler = jn.FeatureScaler(kind=kind)
+    donating = jax.jit(lambda state, x: scaler.apply(None, state, x, train=True)[1], donate_argnums=0)
+    state = donating(donating(scaler.init(4)[1], SKEWED[:7]), SKEWED[7:])
+    y, _ = step(scaler, state, SKEWED, train=False)
+    assert oracle.ulps(y, scaled(kind, SKEWED)) < 16
+
+
+@kinds
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize(("dtype", "large"), [(jnp.float16, 6e4), (jnp.float32, -3.4028235e38)])
+def test_padding_that_is_large_stays_finite(kind, train, dtype, large):
+    """As a value that stands for none, beside small deviations: what comes after would make NaN of 0 · ∞."""
+    scaler, x = jn.FeatureScaler(kind=kind), jnp.array([[1.0], [1.01], [large]], dtype)
+    where = jnp.array([[True], [True], [False]])
+    state, _ = seen(scaler, [x[:2]])
+    y, _ = step(scaler, state, x, where, train=train)
+    assert jnp.isfinite(y).all()
+    np.testing.assert_allclose(np.asarray(y[:2], float), scaled(kind, x[:2]), rtol=1e-2, atol=1e-2)
+    loss = lambda w: jnp.where(where, step(scaler, state, x, where, train=train)[0] * w, 0).sum()
+    assert jnp.isfinite(jax.grad(loss)(jnp.ones((), dtype)))
+
+
+@pytest.mark.parametrize("cuts", [[], [1], [1, 2]])
+def test_squares_beyond_the_largest_float(cuts):
+    """However it is cut: by their extremes such features are scaled, else divided by 1."""
+    x = np.array([[1e20], [3e20], [2e20]], np.float32)
+    for kind, want in (("minmax", [0, 1, 0.5]), ("standard", [-1e20, 1e20, 0])):
+        scaler = jn.FeatureScaler(kind=kind)
+        state, _ = seen(scaler, np.split(x, cuts))
+        y, _ = step(scaler, state, x, train=False)
+        np.testing.assert_allclose(y[:, 0], want, rtol=1e-6, atol=1e13)
+        np.testing.assert_allclose(scaler.inverse(state, y), x, rtol=1e-6)
+        np.testing.assert_array_equal(state.count, 3)
+
+
+@pytest.mark.parametrize("sigma", [1e-17, 1e15])
+def test_small_and_large_units(sigma):
+    x = (np.random.default_rng(8).normal(3, 1, (600, 1)) * sigma).astype(np.float32)
+    state, _ = seen(jn.FeatureScaler(), np.split(x, 60))
+    y, _ = step(jn.FeatureScaler(), state, x, train=False)
+    np.testing.assert_allclose(y, scaled("standard", x), rtol=1e-5, atol=1e-5)
+
+
 @kinds
 @given(
     st.floats(-(2.0**99), 2.0**99, width=32, allow_subnormal=False), st.lists(st.integers(1, 9), min_size=1, max_size=6)
@@ -161,7 +236,7 @@ def test_weights_are_repetitions(kind):
     repeat = np.array([0, 1, 2, 5] * 15)
     state, _ = seen(jn.FeatureScaler(kind=kind), [SKEWED], [repeat[:, None].astype(np.float32)])
     want, _ = seen(jn.FeatureScaler(kind=kind), [np.repeat(SKEWED, repeat, 0)])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-3), state, want)
+    same(state, want, atol=1e-3)
 
 
 @kinds
@@ -198,7 +273,7 @@ def test_scan_vmap_and_grad(kind):
     run = lambda x: jax.lax.scan(lambda state, part: step(scaler, state, part)[::-1], fresh, x)
     state, _ = run(SKEWED.reshape(6, 10, 4))
     want, _ = seen(scaler, np.split(SKEWED, 6))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-4), state, want)
+    same(state, want, rtol=1e-6)
     states, _ = jax.vmap(run)(np.stack([SKEWED, 2 * SKEWED]).reshape(2, 6, 10, 4))
     np.testing.assert_allclose(states.mean, [state.mean, 2 * state.mean], rtol=1e-6)
     x = jax.random.normal(jax.random.key(0), (6, 4))
@@ -249,12 +324,14 @@ def test_devices_see_all_data(kind, devices, check_vma):
     local = partial(run, jn.FeatureScaler(kind=kind, axis_name="batch"))
     over = jax.shard_map(local, mesh=mesh(devices), in_specs=split, out_specs=(split, P(), split), check_vma=check_vma)
     found, want = jax.jit(over)(x, where, g), run(jn.FeatureScaler(kind=kind), x, where, g)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, want)
+    same(found[1], want[1])
+    for a, b in zip(found[::2], want[::2], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
     each = jax.tree.map(lambda v: v.reshape(devices, -1, 4), (x, where, g))
     y, state, grad = jax.jit(jax.vmap(local, axis_name="batch"))(*each)
     np.testing.assert_allclose(y.reshape(-1, 4), want[0], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(grad.reshape(-1, 4), want[2], rtol=1e-4, atol=1e-4)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[-1], b, rtol=1e-4, atol=1e-4), state, want[1])
+    same(jax.tree.map(lambda v: v[-1], state), want[1])
 
 
 @kinds
@@ -268,10 +345,12 @@ def test_sharded_arrays_need_no_name(kind, split, axes):
         where = jax.device_put(SKEWED > 0.5, NamedSharding(at, split))
         state = scaler.init(4)[1]
         found = step(scaler, step(scaler, state, x, where)[1], 2 * x)
-        found = jax.device_get((*found, jax.jit(scaler.inverse)(found[1], found[0])))
-    _, state = step(scaler, scaler.init(4)[1], SKEWED, SKEWED > 0.5)
-    y, state = step(scaler, state, 2 * SKEWED)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), found, (y, state, 2 * SKEWED))
+        y, state, back = jax.device_get((*found, jax.jit(scaler.inverse)(found[1], found[0])))
+    _, want = step(scaler, scaler.init(4)[1], SKEWED, SKEWED > 0.5)
+    exact, want = step(scaler, want, 2 * SKEWED)
+    same(state, want)
+    np.testing.assert_allclose(y, exact, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(back, 2 * SKEWED, rtol=1e-5)
 
 
 @kinds
@@ -345,6 +424,9 @@ def test_complex_data():
         (lambda s: jn.FeatureScaler(kind="minmax").apply(None, s.init(4)[1], SKEWED, train=True), ValueError, "extrem"),
         (lambda s: jn.FeatureScaler(channel_axis=2).apply(None, s.init(4)[1], SKEWED, train=True), ValueError, "range"),
         (lambda s: s.apply(None, s.init(4)[1], SKEWED.astype(complex), train=True), TypeError, "complex"),
+        (lambda s: s.apply(None, s.init(4)[1]._replace(count=0.0), SKEWED, train=True), ValueError, "count is of"),
+        (lambda s: s.apply(None, s.init(4)[1]._replace(m2=None), SKEWED, train=True), ValueError, "m2 is None"),
+        (lambda s: jn.FeatureScaler(kind="minmax").init(2, jnp.complex64), TypeError, "have no order"),
         (lambda s: jn.FeatureScaler(axis_name="x").apply(None, s.init(4)[1], SKEWED, train=True), NameError, "bound"),
         (lambda s: jn.merge(s.init(4)[1], jn.Moments.zeros(4)), TypeError, "do not merge"),
         (lambda s: jax.jit(lambda t: s.apply(None, s.init(4)[1], SKEWED, train=t))(True), TypeError, "static_argnames"),
