@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from jaxnorm._states import each, emptied, named
 from jaxnorm._trees import Accumulating, committed
@@ -33,6 +34,7 @@ def recalibrate(step: Callable[[State, Any], State], state: State, batches: Iter
 
     Raises:
         ValueError: there are no running statistics in `state`, no batches, or a norm that saw none of them.
+        TypeError: `step` returns something else; the state is traced.
 
     Paper: Ioffe & Szegedy 2015, "Batch Normalization", algorithm 2; Wu & Johnson 2021, "Rethinking 'Batch' in
     BatchNorm", on why these are more precise than averages with a momentum.
@@ -51,14 +53,26 @@ def recalibrate(step: Callable[[State, Any], State], state: State, batches: Iter
 
 def run(step, state, batches):
     """The state after all batches."""
-    step, empty = jax.jit(step), True
+    if any(isinstance(v, Tracer) for v in jax.tree.leaves(state)):
+        raise TypeError("recalibrate: the state is traced. Call it outside of jit: it compiles the step by itself.")
+    places, step, empty = _places(state), jax.jit(step), True
     for batch in batches:
         # Else batches would pile up in a queue of the device.
         jax.block_until_ready(state)
         state, empty = step(state, batch), False
+        if _places(state) != places:
+            raise TypeError(
+                f"recalibrate: step gave a {type(state).__name__} of another structure than the state. It is a "
+                f"function (state, batch) → state: return that alone, without y."
+            )
     if empty:
         raise ValueError("recalibrate: there are no batches. An iterator that was used up gives none.")
     return state
+
+
+def _places(state):
+    """Where the leaves of a state are, whichever kind of mapping it is."""
+    return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
 
 
 def came(states):

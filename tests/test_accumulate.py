@@ -308,6 +308,12 @@ def test_weights_near_the_ends_of_floats(weight):
         ),
         (lambda: jn.recalibrate(lambda s, x: s, STATE, []), ValueError, "there are no batches. An iterator"),
         (lambda: jn.recalibrate(lambda s, x: s, STATE, [X]), ValueError, "no data came to the state"),
+        (lambda: jn.recalibrate(lambda s, x: (x, s), STATE, [X]), TypeError, "step gave a tuple of another structure"),
+        (
+            lambda: jax.eval_shape(lambda s: jn.recalibrate(lambda s, x: s, s, [X]), STATE),
+            TypeError,
+            "state is traced. Call it outside of jit",
+        ),
         (lambda: jn.recalibrate(lambda s, x: s, {"layer": None}, [X]), ValueError, "no running statistics of jaxnorm"),
         (lambda: jn.nnx.recalibrate(nnx.BatchNorm(3, rngs=nnx.Rngs(0)), [X]), ValueError, "no running statistics of"),
     ],
