@@ -160,6 +160,13 @@ def flag(value, who, name):
     return bool(value)
 
 
+def spec(value, who):
+    """A norm, and not its class or what should come after it."""
+    if isinstance(value, type) or not hasattr(value, "apply"):
+        hint = f": write {value.__name__}()" if isinstance(value, type) else ", as jaxnorm.BatchNorm() is"
+        raise TypeError(f"{who}: spec={value!r} is not a spec{hint}.")
+
+
 def key(rngs, who):
     """A random key for an initializer."""
     if rngs is None:
@@ -239,7 +246,7 @@ def running(state, x, axes, train, momentum, who):
             raise ValueError(f"{who}: state is None, but evaluation needs running statistics: those that init makes.")
         return
     if not isinstance(state, RunningStats | Accumulating):
-        hint = " Make it one: RunningStats(mean, var, count)." if isinstance(state, dict) else ""
+        hint = " Make it one: jaxnorm.RunningStats(**state)." if isinstance(state, dict) else ""
         raise TypeError(f"{who}: state is a {type(state).__name__}, not RunningStats.{hint}")
     if train and momentum is None and state.count is None:
         raise ValueError(

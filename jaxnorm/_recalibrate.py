@@ -20,13 +20,15 @@ def recalibrate(step: Callable[[State, Any], State], state: State, batches: Iter
     mean = μ,    var = σ² n / (n − ddof),    of all data that each norm sees, merged over the batches
 
     Batches may be unequal, and masked; the variance between them counts. Norms use the statistics of the batch in this
-    time, whether they are told `train=True` or False: tell them False, and dropout is off, as it will be.
+    time, whether they are told `train=True` or False: tell them False, and dropout is off, as it will be. A feature
+    scaler is used as it is.
 
     Args:
         step: (state, batch) → state: the network, run on a batch. It is compiled, once for all batches of a shape and
             sharding; over several devices let it be a `jax.shard_map`, or give it sharded batches.
         state: a pytree with `RunningStats` in it; or mappings of `mean` and `var`, as in `batch_stats` of flax.linen.
-        batches: any iterable. There is one batch in work at a time, so a progress bar around it tells the truth.
+        batches: any iterable; of an array, each entry along its first axis is a batch. There is one batch in work at a
+            time, so a progress bar around it tells the truth.
 
     Returns:
         The state, with new running statistics; `count` is the number of calls with data. Channels without data keep
@@ -46,6 +48,7 @@ def recalibrate(step: Callable[[State, Any], State], state: State, batches: Iter
     >>> print(state.mean, state.var.round(1))
     [4.] [8.7]
     """
+    some(named(state))
     state = run(step, each(emptied, state), batches)
     came(named(state))
     return each(committed, state)
@@ -75,10 +78,17 @@ def _places(state):
     return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
 
 
+def some(states):
+    """Running statistics to replace."""
+    if not states:
+        raise ValueError(
+            "recalibrate: there are no running statistics of jaxnorm: no norm has a state to replace. In variables of "
+            "linen, they are batch_stats."
+        )
+
+
 def came(states):
     """To all of these."""
-    if not states:
-        raise ValueError("recalibrate: there are no running statistics of jaxnorm: no norm has a state to replace.")
     counts = {name: state.seen.count if isinstance(state, Accumulating) else 0 for name, state in states.items()}
     if missed := [name or "the state" for name, count in counts.items() if not jnp.any(count > 0)]:
         raise ValueError(

@@ -29,6 +29,9 @@ class FeatureScaler(Frozen):
     do not matter, up to rounding. A constant feature is divided by 1, and so is one whose M2 is 0 or ∞ in its dtype: in
     float32, choose units in which σ is above 1e-17, and n σ² below 3e38. Before any data, y = x.
 
+    As a layer of a model it goes on learning while this trains, and each epoch counts the data again. To have it fixed,
+    show it the data first, once, and then use it with `train=False`. `jn.recalibrate` leaves it as it is.
+
     Static: `channel_axis`, the axis of features; `kind`; `axis_name`, mapped axes over which the data are sharded.
     params: None; state: `FeatureStats` of (channels,). A missing entry, excluded by `where`, may be NaN, and is scaled
     as the mean of its feature. Raises ValueError where `kind` is another one.

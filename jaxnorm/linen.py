@@ -57,6 +57,7 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x: Data, *, train: bool | None = None, where: ArrayLike | None = None) -> Result:
         train = _recalibrating(self) or _checks.train(nn.merge_param("train", self.train, train), "linen.Norm")
+        _checks.spec(self.spec, "linen.Norm")
         features = getattr(self.spec, "features", lambda shape: shape[-1])
         initial = self.spec.init(features(jnp.shape(x)), self.param_dtype)
         params, state = map(self._variables, initial, (self._parameter, self._statistic))
@@ -96,8 +97,9 @@ def recalibrate(model: nn.Module, variables: Mapping[str, Any], batches: Iterabl
     Args:
         model: a module with norms of jaxnorm, `Norm` or `BatchNorm`, in it.
         variables: its variables, with `batch_stats`; trained, or with averaged weights.
-        batches: any iterable of what the model takes: an array, a tuple of arguments (data and a mask, say), or a
-            mapping of keyword arguments. Batches may be unequal, and arrays on several devices.
+        batches: any iterable of what the model takes, without labels: an array, a tuple of arguments (data and a mask,
+            say), or a mapping of keyword arguments. Batches may be unequal, and arrays on several devices. One alone
+            is `[x]`: of an array, each entry along its first axis would be a batch.
         kwargs: further ones for `model.apply`, as `method` or `mutable`. `train=False` is given where the model wants
             to know. Other variables stay as they are; what else is in `batch_stats` is written as in training.
 

@@ -14,7 +14,7 @@ from jaxtyping import ArrayLike, DTypeLike
 
 from jaxnorm import _checks, _flax
 from jaxnorm._functional import Axes, Data, Result
-from jaxnorm._recalibrate import arguments, came, run, told
+from jaxnorm._recalibrate import arguments, came, run, some, told
 from jaxnorm._spec import Spec
 from jaxnorm._states import emptied, opened, tracks
 from jaxnorm._trees import Accumulating, RunningStats, committed, fields, recalibrating
@@ -24,6 +24,8 @@ _ADDED = ("before", "seen")
 
 class Norm(nnx.Module):
     """A norm as a layer: its parameters as `nnx.Param`, its state as `nnx.BatchStat`.
+
+    Norm(spec, features, rngs=None, *, use_running_average=False, scale_init, bias_init, param_dtype)
 
     y, state = spec.apply(params, state, x, train=not use_running_average, where=where)
 
@@ -50,6 +52,7 @@ class Norm(nnx.Module):
         scale_init: nnx.Initializer | None = None, bias_init: nnx.Initializer | None = None,
         param_dtype: DTypeLike = jnp.float32,
     ):  # fmt: skip
+        _checks.spec(spec, "nnx.Norm")
         self.spec, self.use_running_average = nnx.data(spec), use_running_average
         params, state = spec.init(features, param_dtype)
         self._kinds = type(params), type(state)
@@ -209,8 +212,9 @@ def recalibrate(model: nnx.Module, batches: Iterable[Any], **kwargs) -> None:
 
     Args:
         model: a module with norms of jaxnorm, `Norm` or `BatchNorm`, in it; trained, or with averaged weights.
-        batches: any iterable of what the model takes: an array, a tuple of arguments (data and a mask, say), or a
-            mapping of keyword arguments. Batches may be unequal, and arrays on several devices.
+        batches: any iterable of what the model takes, without labels: an array, a tuple of arguments (data and a mask,
+            say), or a mapping of keyword arguments. Batches may be unequal, and arrays on several devices. One alone
+            is `[x]`: of an array, each entry along its first axis would be a batch.
         kwargs: further ones for the model. `train=False` is given where it wants to know.
 
     Shapes and dtypes stay what they are, and so does all else in the model; all of it, where something is raised.
@@ -230,6 +234,7 @@ def recalibrate(model: nnx.Module, batches: Iterable[Any], **kwargs) -> None:
     seen = _norms(copy)
     for norm in seen.values():
         _store(norm, emptied(_state(norm)))
+    some(seen)
     graph, state, rest = nnx.split(copy, nnx.BatchStat, ...)
     kwargs = told(type(model).__call__, kwargs)
 

@@ -63,9 +63,18 @@ scaled, seen = scaler.apply(None, seen, features, train=True)
 print(f"scaled: means {abs(scaled.mean(0)).max():.1e} or less, deviations 1 ± {abs(scaled.std(0) - 1).max():.1e}")
 
 # %% [markdown]
-# The state `seen` holds exact moments of all data so far. It could as well have been a stream of batches of any sizes,
-# on several devices: the result is the same. `scaler.inverse(seen, scaled)` goes back.
-#
+# The state `seen` holds exact moments of all data so far. It could as well have been a stream of batches of any sizes:
+# the result is the same. And `inverse` goes back.
+
+# %%
+_, stream = scaler.init(13)
+for rows in jnp.split(features, [10, 11, 100]):
+    _, stream = scaler.apply(None, stream, rows, train=True)
+by_stream, _ = scaler.apply(None, stream, features, train=False)
+np.testing.assert_allclose(by_stream, scaled, atol=1e-5)
+np.testing.assert_allclose(scaler.inverse(stream, by_stream), features, rtol=1e-5)
+
+# %% [markdown]
 # A network with one hidden layer learns to tell the growers apart, once from the raw features and once from scaled
 # ones, each at 13 learning rates, all of them in one `vmap`.
 
@@ -104,9 +113,9 @@ for name, losses in curves.items():
 assert curves["scaled"][best["scaled"], -1] < 0.1 * curves["raw"][best["raw"], -1]
 
 # %% [markdown]
-# The reason is the shape of the loss. We look at it for two features, hue and proline, and a linear classifier of the
-# first grower: all weights $(w_1, w_2)$, with the best bias. The condition number of its Hessian says how much steeper
-# its steepest direction is than its flattest, and gradient descent needs about as many steps.
+# One reason can be drawn: the shape of the loss. We look at it for two features, hue and proline, and a linear
+# classifier of the first grower: all weights $(w_1, w_2)$, with the best bias. The condition number of its Hessian says
+# how much steeper its steepest direction is than its flattest: the larger, the more steps gradient descent needs.
 
 # %%
 two = features[:, [wine.feature_names.index("hue"), wine.feature_names.index("proline")]]
@@ -141,9 +150,9 @@ for name, colour in (("raw", RED), ("scaled", BLUE)):
 axes[0].set(title="Loss on all 13 features, each at its best rate", xlabel="step", ylabel="cross entropy")
 axes[0].legend()
 both, _ = scaler.apply(None, scaler.init(2)[1], two, train=True)
-for ax, name, x, offset, colour in (
-    (axes[1], "raw", two, (-0.6, 0.001), RED),
-    (axes[2], "scaled", both, (-0.6, 0.5), BLUE),
+for ax, name, x, offset, colour, label in (
+    (axes[1], "raw", two, (-0.6, 0.001), RED, "40 steps, all of them here"),
+    (axes[2], "scaled", both, (-0.6, 0.5), BLUE, "40 steps"),
 ):
     steps, goal, curvature = path(x, jnp.array(offset))
     w1, w2 = (goal[i] + jnp.linspace(-0.9, 0.9, 121) for i in (0, 1))
@@ -151,7 +160,7 @@ for ax, name, x, offset, colour in (
     bottom = plane_loss(goal, x)
     levels = bottom + jnp.geomspace(1e-3, 1, 12) * (heights.max() - bottom)
     ax.contour(w1, w2, heights, levels=np.asarray(levels), colors=[GREY], linewidths=0.6)
-    ax.plot(*steps.T, ".-", color=colour, markersize=5, linewidth=1, label="40 steps")
+    ax.plot(*steps.T, ".-", color=colour, markersize=5, linewidth=1, label=label)
     ax.plot(*goal, "*", color="black", markersize=9, label="the best weights", linestyle="none")
     left = jnp.linalg.norm(steps[-1] - goal) / jnp.linalg.norm(steps[0] - goal)
     condition = curvature[-1] / curvature[0]
@@ -162,11 +171,11 @@ for ax, name, x, offset, colour in (
 plt.show()
 
 # %% [markdown]
-# Raw, the surface is a valley, a million times as steep across as along it: what its walls allow for a step takes one
-# nowhere along the floor. Scaled, it is a bowl.
+# Raw, the surface is a valley, two million times as steep across it as along it. A step that is short enough for the
+# steep direction is far too short for the other one. Scaled, it is a bowl.
 #
-# The inner layers of a network have inputs, too. To give them the same, while these inputs change with the weights, is
-# what a norm does.
+# The inner layers of a network have inputs, too, and their scale changes whenever the weights before them do. A norm
+# keeps it the same.
 
 # %% [markdown]
 # <a id="share"></a>
@@ -201,12 +210,8 @@ for ax, (name, spec), colour in zip(axes, SPECS.items(), (BLUE, RED, GREEN, PURP
     # One after the other: between cubes that are drawn together, faces are left out.
     ax.voxels(cubes, facecolors=colour, edgecolors="white", linewidth=0.8)
     ax.voxels(~cubes, facecolors="#CCCCCC18", edgecolors="#99999940", linewidth=0.5, shade=False)
-    for at, label, side in (
-        ((C / 2, 0, -0.8), "C", "center"),
-        ((C, N / 2, -0.6), "N", "left"),
-        ((0, 0, 2), "H × W ", "right"),
-    ):
-        ax.text(*at, label, ha=side, va="center")
+    for x, y, label in ((0.43, 0.1, "C"), (0.82, 0.13, "N"), (0.09, 0.45, "H × W")):
+        ax.text2D(x, y, label, transform=ax.transAxes, ha="right")
     ax.set_title(f"{name}: {shared.sum()} of {shared.size}", y=0.92)
     ax.set_axis_off()
     ax.set_aspect("equal")
@@ -270,8 +275,10 @@ np.testing.assert_allclose(at_test + per_channel(beta), y, atol=2e-5)
 # <a id="affine"></a>
 # ## 4. γ and β: a norm can do nothing
 #
-# With $\gamma = \sqrt{\sigma^2+\varepsilon}$ and $\beta = \mu$ the output is the input. So a network with a norm can
-# compute whatever it could without, if that is best: the norm changes where training starts and how it moves.
+# With $\gamma = \sqrt{\sigma^2+\varepsilon}$ and $\beta = \mu$ the output is the input, for data with this $\mu$ and
+# $\sigma^2$. Batch norm at test time has the same for all data. So a trained network with batch norm can be any network
+# without it: the norm changes where training starts and how it moves. Instance norm can't do nothing: each example has
+# statistics of its own, and they are gone.
 
 # %%
 found = jn.moments(x, axis=(0, 2, 3))
@@ -279,6 +286,15 @@ params = jn.Affine(jnp.sqrt(found.var + epsilon), found.mean)
 y, _ = bn.apply(params, state, x, train=True)
 print(f"batch norm with γ = σ and β = μ: {abs(y - x).max():.0e} from the identity")
 np.testing.assert_allclose(y, x, atol=1e-5)
+
+other = 5 * jax.random.normal(jax.random.key(3), x.shape) - 1
+params = jn.Affine(jnp.sqrt(after.var + epsilon), after.mean)
+y, _ = bn.apply(params, after, other, train=False)
+print(f"at test time, for other data: {abs(y - other).max():.0e}")
+np.testing.assert_allclose(y, other, atol=1e-4)
+y = jn.instance_norm(other, *params, channel_axis=1)
+print(f"instance norm: {abs(y - other).max():.0f}")
+assert abs(y - other).max() > 1
 
 # %% [markdown]
 # <a id="running"></a>
@@ -367,7 +383,7 @@ sorted_ = [by_batches(test_x[by_class], test_y[by_class], size) for size in SIZE
 
 @jax.jit
 def beside(image, digit, neighbours):
-    """What is thought of an image beside others."""
+    """The probability of the right digit, for an image in a batch with others."""
     together = jnp.concatenate([image[None], neighbours])
     return jax.nn.softmax(dense(spec, params, states, together, True)[0][0])[digit]
 
@@ -387,12 +403,14 @@ left.minorticks_off()
 left.legend(loc="center", bbox_to_anchor=(0.5, 0.6), fontsize=8)
 right_.hist(np.asarray(believed[one]), bins=np.linspace(0, 1, 41), color=RED, label="in batches of 8, by the batch")
 right_.axvline(alone, color=BLUE, label="by running statistics")
-right_.set(title=f"The same image of a {test_y[one]}, in 100 batches", xlabel="probability of the right digit")
+right_.set(
+    title=f"One image (digit {test_y[one]}, an extreme one) in 100 batches", xlabel="probability of the right digit"
+)
 right_.legend(loc="upper center")
 plt.show()
 print(f"one at a time by its own statistics: {mixed[0]:.1%}; sorted, in batches of 32: {sorted_[5]:.1%}")
 low, high = believed[one].min(), believed[one].max()
-print(f"the most impressionable of 50 images: from {low:.2f} to {high:.2f} by its company")
+print(f"of 50 images, the one that depends most on its neighbours: from {low:.2f} to {high:.2f}")
 assert mixed[0] < right - 0.1
 assert sorted_[5] < right - 0.1
 assert high - low > 0.5
@@ -435,7 +453,7 @@ np.testing.assert_allclose(measured[:, 1], theory_var, rtol=0.1)
 # What that costs, we ask of two networks: the dense one, and one of two convolutions of 3 × 3 (written as products with
 # patches: many of them under one `vmap` are faster that way), where a channel has a value at each position, too. Each
 # with batch norm and with norms that do not look at the batch, 150 steps with batches of 2 to 16, two seeds, at the
-# learning rate that suits norm and batch size best, of three. To have all sizes in one program, all batches are of 16,
+# learning rate of three that is best for it on the test data. To have all sizes in one program, all batches are of 16,
 # of which the first 2, 4 or 8 count (`where`): the rest might as well not be there.
 
 
@@ -480,7 +498,7 @@ def score(network, spec):
 figure, axes = plt.subplots(1, 3, figsize=(12, 3.2))
 axes[0].loglog(ns, theory_mean, color=BLUE, label=r"$1/\sqrt{n}$")
 axes[0].loglog(ns, measured[:, 0], "o", color=BLUE, label="mean, measured")
-axes[0].loglog(ns, theory_var, color=RED, label=r"$\sqrt{(\kappa-1)/n + 2/n(n-1)}$")
+axes[0].loglog(ns, theory_var, color=RED, label=r"$\sqrt{(\kappa-1)/n + 2/(n(n-1))}$")
 axes[0].loglog(ns, measured[:, 1], "s", color=RED, label="variance, measured")
 axes[0].set(title="Error of the statistics of a batch", xlabel="batch size n", ylabel="relative error")
 axes[0].set_xticks(ns, ns)
@@ -502,9 +520,9 @@ assert (dense_["batch norm"] > np.maximum(dense_["layer norm"], dense_["none"]))
 assert np.abs(at_best[convolutional, "batch norm"] - at_best[convolutional, "instance norm"]).max() < 0.02
 
 # %% [markdown]
-# In the dense network a batch of two makes every value +1 or −1, and batch norm is worse than none; from four on it is
-# the best. In the convolutional one, two examples have 2 × 64 values of a channel in the first layer, and batch norm
-# loses nothing that instance norm would not lose, too: what counts is how many values share, and how alike they are.
+# In the dense network a batch of two makes nearly every value +1 or −1, and batch norm is worse than none; from four on
+# it is the best. In the convolutional one, two examples have 2 × 64 values of a channel in the first layer, and batch
+# norm is as good as instance norm, within two points, at every size: what counts is how many values share a statistic.
 # Instance norm asks for no more than one example, also at test time, and has no state to keep.
 
 # %% [markdown]
@@ -546,17 +564,17 @@ plt.show()
 # <a id="steps"></a>
 # ## 8. Larger steps, faster
 #
-# The convolutional network at 9 learning rates, under one `vmap`: the loss after 100 steps, and the way there at the
-# best rate.
+# The convolutional network at 7 learning rates and with 2 seeds, under one `vmap`: the loss after 100 steps, and the
+# way there at the best rate.
 
 # %%
-WIDE = 10.0 ** jnp.linspace(-3, 1, 9)
+WIDE = 10.0 ** jnp.linspace(-2.5, 0.5, 7)
 
 
 @partial(jax.jit, static_argnames="steps")
 def losses_of(spec, steps=100):
     one = lambda seed, rate: train(convolutional, spec, seed, rate, steps, 32)[2]
-    return jax.vmap(jax.vmap(one, (None, 0)), (0, None))(jnp.arange(1), WIDE).mean(0)
+    return jax.vmap(jax.vmap(one, (None, 0)), (0, None))(jnp.arange(2), WIDE).mean(0)
 
 
 figure, (left, right_) = plt.subplots(1, 2, figsize=(9, 3.2))
@@ -565,25 +583,27 @@ for name, spec, colour, marker in CHOICES[convolutional]:
     curve = np.nan_to_num(losses_of(spec), nan=20.0).clip(0, 20)
     last = curve[:, -10:].mean(1)
     at = last.argmin()
-    works = WIDE[last < 0.2]
+    works = WIDE[last < 0.5]
     reached[name] = last[at], works
     usable = f"{works.min():.3f} to {works.max():.3f}" if len(works) else "none"
-    print(f"{name:>13}: loss {last[at]:.3f} at rate {WIDE[at]:.3f}; under 0.2 with rates: {usable}")
+    print(f"{name:>13}: loss {last[at]:.3f} at rate {WIDE[at]:.3f}; under 0.5 with rates: {usable}")
     smooth = np.convolve(curve[at], np.full(10, 0.1), "valid")
     left.semilogy(np.arange(9, len(curve[at])), smooth, color=colour, label=f"{name}, rate {WIDE[at]:.2f}")
     right_.loglog(WIDE, last, marker + "-", color=colour, label=name)
 left.set(title="Loss, each at its best rate (mean of 10 steps)", xlabel="step", ylabel="cross entropy")
 left.legend()
-right_.set(title="Loss after 100 steps", xlabel="learning rate")
+right_.set(title="Loss after 100 steps (20: not a number)", xlabel="learning rate")
 right_.legend()
 plt.show()
-assert reached["batch norm"][0] < reached["none"][0]
-assert reached["batch norm"][1].max() > 2 * reached["none"][1].max()
+for name in ("batch norm", "instance norm"):
+    assert reached[name][0] < reached["none"][0]
+    assert reached[name][1].max() > 2 * reached["none"][1].max()
 
 # %% [markdown]
-# With either norm the loss is lower after as many steps, and about three times the learning rate still trains. One
+# With batch or instance norm the loss is lower after as many steps, and a rate three times as large still trains. One
 # reason: the length of the weights before a norm does not matter. So the gradient is at right angles to them, steps
-# make them longer, and the longer they are, the smaller the gradient gets. Without a norm, they run away at such rates.
+# make them longer, and the longer they are, the smaller the gradient gets. Without a norm, the weights grow until they
+# are no numbers.
 
 
 # %%
@@ -605,3 +625,11 @@ for name, spec, *_ in (BATCH, NONE):
     ratio = jnp.linalg.norm(of_longer) / jnp.linalg.norm(gradient)
     print(f"{name:>10}: cosine of gradient and weights {cosine:.4f}; weights × 10, gradient × {ratio:.2f}")
     assert (cosine < 0.01 and 0.09 < ratio < 0.11) == (name == "batch norm")
+
+# %%
+for name, spec, *_ in (BATCH, NONE):
+    (weights, *_), *_ = start(spec, SHAPES[convolutional], jax.random.key(0))[0]
+    (trained, *_), *_ = jax.jit(partial(train, convolutional, spec, steps=100, batch=32))(0, 0.3)[0]
+    before, afterwards = float(jnp.linalg.norm(weights)), float(jnp.linalg.norm(trained))
+    print(f"{name:>10}, rate 0.3: length of the first weights {before:.1f}, after 100 steps {afterwards:.1f}")
+    assert before < afterwards < 100 if name == "batch norm" else not np.isfinite(afterwards)

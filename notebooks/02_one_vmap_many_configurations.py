@@ -119,8 +119,8 @@ def score(momentum, size, gate, epsilon, seed):
 # %% [markdown]
 # ## One program
 #
-# `jax.lax.map` goes through the rows in blocks of 20, each under one `vmap`: as many as the caches of a CPU hold. On an
-# accelerator, let it be all of them.
+# `jax.lax.map` goes through the rows in blocks of 20, each under one `vmap`, which suits a CPU. On an accelerator, let
+# it be all of them.
 
 # %%
 many = jax.jit(lambda rows: jax.lax.map(lambda row: score(*row), rows, batch_size=20))
@@ -139,8 +139,8 @@ print(f"{len(GRID)} networks of {STEPS} steps: {together:.1f} s, and {compiling:
 # %% [markdown]
 # A Python loop over the same comes in two kinds. Where the numbers are constants of the program, as attributes of a
 # module are, each configuration is compiled anew. Where they are arguments, one is compiled, and run a thousand times:
-# on two cores that are busy with one network already, that is not much slower. An accelerator would idle. Both loops
-# are stopped early, and the rest is taken to be like what they did. The results are the same.
+# on two cores, which a single network keeps busy already, that is not much slower. Both loops are stopped early, and
+# the rest is taken to be like what they did. The results are the same.
 
 # %%
 alone = jax.jit(lambda row: score(*row))
@@ -173,7 +173,7 @@ for ax, values, title, colours in (
     (axes[0], off[..., -1], "Running variance: relative error", "magma_r"),
     (axes[1], batch_norm, "Test accuracy, batch norm (ρ = 1)", "viridis"),
 ):
-    picture = ax.imshow(values.T, origin="lower", aspect="auto", cmap=colours, vmax=1)
+    picture = ax.imshow(values.T, origin="lower", aspect="auto", cmap=colours, vmax=max(1, values.max()))
     for i, j in np.ndindex(values.shape):
         dark = picture.norm(values[i, j]) > 0.6
         ax.text(i, j, f"{values[i, j]:.2f}", ha="center", va="center", fontsize=7,
@@ -203,14 +203,16 @@ for j, size in enumerate(SIZES):
 assert off[0, 0, -1] > 2 * off[0, -1, -1]
 assert batch_norm[:, 0].argmax() not in (0, len(MOMENTA) - 1)
 assert np.ptp(instance_norm.mean(1)) < 0.02  # it keeps running statistics, but has no use for them
-assert instance_norm[:, 0].max() > batch_norm[:, 0].max()
 assert (instance_norm.max(0) < batch_norm.max(0))[1:].all()
-assert list(table.max(0).argmax(-1)) == [0, 4, 4, 4, 4]
+# With batches of two, the seeds differ by more than the gates do.
+by_seed = np.asarray(accuracy).reshape(shape)[:, 0, :, 0].max(0)
+print("batches of 2: accuracy by gate", *by_seed.mean(1).round(3), "± over seeds", *by_seed.std(1, ddof=1).round(3))
+assert np.ptp(by_seed.mean(1)) < by_seed.std(1, ddof=1).max()
 
 # %% [markdown]
-# The momentum that a library has as its default is made for long training: 0.99 is far too much for 120 steps. And what
-# the tutorial says of the two norms shows in the last picture: with batches of two the best gate is that of instance
-# norm, from four on that of batch norm.
+# The default momentum, 0.99 here and in Flax, is made for long training: it is far too much for 120 steps. And from
+# batches of four on, the more of batch norm the better. With two examples, no gate is better than another by more than
+# the seeds differ.
 
 # %% [markdown]
 # ## The scale of ε

@@ -314,6 +314,7 @@ def test_weights_near_the_ends_of_floats(weight):
             TypeError,
             "state is traced. Call it outside of jit",
         ),
+        (lambda: jn.linen.recalibrate(nn.Dense(3), {"params": {}}, [X]), ValueError, "linen, they are batch_stats"),
         (lambda: jn.recalibrate(lambda s, x: s, {"layer": None}, [X]), ValueError, "no running statistics of jaxnorm"),
         (lambda: jn.nnx.recalibrate(nnx.BatchNorm(3, rngs=nnx.Rngs(0)), [X]), ValueError, "no running statistics of"),
     ],

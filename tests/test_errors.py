@@ -44,7 +44,14 @@ CASES = {
         "params is a dict. It must be a jaxnorm.Affine: jaxnorm.Affine(**params)",
     ),
     "no params": (apply(LN, None, None, X), TypeError, "params is a NoneType"),
-    "state as a dict": (apply(BN, PARAMS, STATE._asdict(), IMAGES), TypeError, "RunningStats(mean, var, count)"),
+    "state as a dict": (apply(BN, PARAMS, STATE._asdict(), IMAGES), TypeError, "jaxnorm.RunningStats(**state)"),
+    "a class for a spec": (lambda: jn.nnx.Norm(jn.BatchNorm, 3), TypeError, "is not a spec: write BatchNorm()"),
+    "a class for a spec of linen": (
+        lambda: jn.linen.Norm(jn.BatchNorm).init(jax.random.key(0), X, train=True),
+        TypeError,
+        "is not a spec: write BatchNorm()",
+    ),
+    "features for a spec": (lambda: jn.nnx.Norm(3, BN), TypeError, "nnx.Norm: spec=3 is not a spec, as jaxnorm.Batch"),
     "state for none": (apply(LN, jn.Affine(), STATE, X), TypeError, "LayerNorm has none: pass None"),
     "no state": (apply(BN, PARAMS, None, IMAGES, train=False), ValueError, "state is None, but evaluation needs"),
     "state of other size": (
