@@ -11,7 +11,7 @@ from jaxtyping import ArrayLike
 from jaxnorm import _checks
 from jaxnorm._look import Statistics
 from jaxnorm._over import Over, real_dtype, wide_dtype
-from jaxnorm._placed import alike
+from jaxnorm._placed import stacked
 from jaxnorm._states import each, opened, plain
 from jaxnorm._statistics import pooled
 from jaxnorm._trees import RunningStats, committed
@@ -117,13 +117,7 @@ def merge_running(
     over = Over((0,), _checks.names(axis_name, "merge_running"))
 
     def merged(*parts):
-        at = axis if axis is None else _checks.axis(axis, parts[0].mean.ndim, "merge_running: axis", "the mean")
-
-        def stacked(*values):
-            # A count has no axis of channels: where replicas are stacked behind these, it is its last.
-            return jnp.stack(alike(*values)) if at is None else jnp.moveaxis(values[0], min(at, values[0].ndim - 1), 0)
-
-        mean, var, count, *_ = jax.tree.map(stacked, *parts)
+        mean, var, count, *_ = jax.tree.map(stacked, *parts) if axis is None else _in_front(parts[0], axis)
         _checks.counts(count, mean, "merge_running")
         total, n = None, jnp.ones(mean.shape[:1])
         if count is not None:
@@ -135,3 +129,10 @@ def merge_running(
         return RunningStats(found.mean[0].astype(mean.dtype), found.var[0].astype(var.dtype), total)
 
     return each(merged, *states)
+
+
+def _in_front(state, axis):
+    """A stack of states, with that axis as the first."""
+    axis = _checks.axis(axis, state.mean.ndim, "merge_running: axis", "the mean")
+    # A count has no axis of channels: where replicas are stacked behind these, it is its last.
+    return jax.tree.map(lambda v: jnp.moveaxis(v, min(axis, v.ndim - 1), 0), state)

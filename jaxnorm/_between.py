@@ -37,7 +37,7 @@ def batch_instance_norm(
     names = _checks.names(axis_name, who) if train else ()
     over = Over(tuple(a for a in range(x.ndim) if a != channel), names)
     of_batch, of_own = _shares(gate, scale, x, channel, who)
-    where = _checks.where(where, x, who)
+    where = None if where is None else jnp.asarray(where)
     options = {"epsilon": epsilon, "where": where, "who": who, "dtype": wide_dtype(x)}
     y, state = normalize_tracking(
         x, state, over, (channel,), of_batch, bias, train=train, momentum=momentum, ddof=ddof, **options

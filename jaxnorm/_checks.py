@@ -26,9 +26,14 @@ def data(x, who):
     return x
 
 
+def _whole(value, least=-math.inf):
+    """Whether it is an int of at least so much."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= least
+
+
 def axis(value, ndim, who, what="x"):
     """One axis, counted from 0."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+    if not _whole(value):
         raise TypeError(f"{who}={value!r} is not an int.")
     if not -ndim <= value < ndim:
         raise ValueError(f"{who}={value} is out of range: {what} has {ndim} dimensions.")
@@ -176,7 +181,7 @@ def key(rngs, who):
 
 def ddof(value, who):
     """What is taken off the number of data, for the running variance."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
+    if not _whole(value, 0):
         raise ValueError(f"{who}: ddof={value!r} is not an int of at least 0. 0 is the biased variance, 1 PyTorch's.")
 
 
@@ -212,7 +217,7 @@ def parts(found, kinds, axis):
 
 def divides(groups, channels, who):
     """Groups of equal size."""
-    if isinstance(groups, bool) or not isinstance(groups, int | np.integer) or groups < 1:
+    if not _whole(groups, 1):
         raise ValueError(f"{who}: groups={groups!r} is not a positive int.")
     if channels % groups:
         near = [g for g in range(1, channels + 1) if channels % g == 0]
@@ -221,7 +226,7 @@ def divides(groups, channels, who):
 
 def ghost(size, over, x, who):
     """Groups of examples that make up the batch."""
-    if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
+    if not _whole(size, 1):
         raise ValueError(f"{who}: virtual_batch_size={size!r} is not a positive int.")
     if 0 not in over.axes:
         raise ValueError(

@@ -12,7 +12,7 @@ from jaxnorm import _checks
 from jaxnorm._features import FeatureStats, root, within
 from jaxnorm._look import Data, Statistics
 from jaxnorm._over import Over, inverse, real_dtype
-from jaxnorm._placed import alike
+from jaxnorm._placed import stacked
 from jaxnorm._statistics import pooled, statistics
 
 
@@ -144,13 +144,13 @@ def merge(
     10.0 4.5 82.5
     """
     _checks.parts(parts, (Moments, FeatureStats), axis)
-    stacked = jax.tree.map(_stacked, *parts) if axis is None else jax.tree.map(jnp.asarray, parts[0])
-    axes = _checks.axes(0 if axis is None else axis, stacked.mean.ndim, "merge: axis", "a stack of moments")
-    _checks.weights(stacked.count, "merge: count")
-    whole = stacked._pooled(Over(axes, _checks.names(axis_name, "merge")))
+    stack = jax.tree.map(_stacked, *parts) if axis is None else jax.tree.map(jnp.asarray, parts[0])
+    axes = _checks.axes(0 if axis is None else axis, stack.mean.ndim, "merge: axis", "a stack of moments")
+    _checks.weights(stack.count, "merge: count")
+    whole = stack._pooled(Over(axes, _checks.names(axis_name, "merge")))
     return jax.tree.map(lambda v: v.squeeze(axes), whole)
 
 
 def _stacked(*values):
     dtype = reduce(jnp.promote_types, (jnp.asarray(v).dtype for v in values))
-    return jnp.stack(alike(*(jnp.asarray(v, dtype) for v in values)))
+    return stacked(*(jnp.asarray(v, dtype) for v in values))

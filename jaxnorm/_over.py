@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array
 
 from jaxnorm._compilers import own
-from jaxnorm._placed import alike, along, gathered
+from jaxnorm._placed import along, gathered, stacked
 
 # On a CPU, XLA sums as little as this over several axes in one loop, whose roundings add up: to 300 ulp, measured.
 _SMALL = 4096
@@ -157,7 +157,7 @@ class Over(NamedTuple):
         if not self.names:
             return sums
         dtype = next((v.dtype for v in sums if jnp.iscomplexobj(v)), sums[0].dtype)
-        stack = jnp.stack([(_pick(self._members(), v) if self.slots else v).astype(dtype) for v in alike(*sums)])
+        stack = stacked(*((_pick(self._members(), v) if self.slots else v).astype(dtype) for v in sums))
         try:
             packed = lax.psum(stack, self.names, axis_index_groups=self.teams)
         except NotImplementedError:

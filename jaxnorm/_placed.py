@@ -33,10 +33,10 @@ def back(new, old):
     return _placed(new, _spec(old), old)
 
 
-def alike(*vectors):
-    """Vectors of one shape, to stack: each as the first lies that is sharded."""
+def stacked(*vectors):
+    """Vectors of one shape in a stack, each as the first lies that is sharded."""
     first = next((v for v in vectors if any(_spec(v))), vectors[0])
-    return [back(v, first) for v in vectors]
+    return jnp.stack([back(v, first) for v in vectors])
 
 
 def gathered(v, axis):

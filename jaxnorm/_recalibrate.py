@@ -58,12 +58,12 @@ def run(step, state, batches):
     """The state after all batches."""
     if any(isinstance(v, Tracer) for v in jax.tree.leaves(state)):
         raise TypeError("recalibrate: the state is traced. Call it outside of jit: it compiles the step by itself.")
-    places, step, empty = _places(state), jax.jit(step), True
+    step, empty = jax.jit(step), True
     for batch in batches:
         # Else batches would pile up in a queue of the device.
         jax.block_until_ready(state)
-        state, empty = step(state, batch), False
-        if _places(state) != places:
+        old, state, empty = state, step(state, batch), False
+        if jax.tree.structure(state) != jax.tree.structure(old) and _places(state) != _places(old):
             raise TypeError(
                 f"recalibrate: step gave a {type(state).__name__} of another structure than the state. It is a "
                 f"function (state, batch) → state: return that alone, without y."
