@@ -88,5 +88,25 @@ def memory(out: Out = Path("results"), only: Only = "") -> None:
     tables.memory(out, only)
 
 
+@app.command()
+def device(
+    out: Out = Path("results"),
+    only: Only = "",
+    rounds: Annotated[int, typer.Option(min=2, help="Rounds of each measurement.")] = 7,
+    parts: Annotated[str, typer.Option(help="Which, of these.")] = "rows,images,guard,steps,accuracy",
+    small: Annotated[bool, typer.Option("--small", help="Tiny shapes: to see on a CPU that it runs.")] = False,
+    minutes: Annotated[float, typer.Option(help="After so many, no case begins.")] = 8,
+) -> None:
+    """Time on this accelerator beside a copy, other libraries and PyTorch; training steps; accuracy there."""
+    # For JAX: the rest of the card is PyTorch's. Read when JAX first looks for devices.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.6")
+    from benchmarks import device as measure
+
+    chosen = [part.strip() for part in parts.split(",")]
+    if unknown := set(chosen) - set(measure.PARTS):
+        raise typer.BadParameter(f"--parts: {', '.join(sorted(unknown))}: not one of {', '.join(measure.PARTS)}")
+    measure.run(out, only, rounds, chosen, small, minutes)
+
+
 if __name__ == "__main__":
     app(prog_name="python -m benchmarks")

@@ -7,6 +7,7 @@ gives None where its library has no such norm.
 
 from functools import partial
 from importlib.util import find_spec
+from inspect import signature
 
 import flax.linen as nn
 import jax
@@ -34,6 +35,45 @@ def ours(case, momentum=0.99, axis_name=None):
             where=mask,
             axis_name=axis_name,
         )
+
+    return apply
+
+
+def implementations():
+    """Those of jaxnorm's norms of rows that can be named, None being its own choice; that alone without names."""
+    named = "implementation" in signature(jn.layer_norm).parameters
+    return (None, "xla", "pallas") if named else (None,)
+
+
+def rows(case, implementation):
+    """jaxnorm's layer or RMS norm in one implementation."""
+    named = {} if implementation is None else {"implementation": implementation}
+
+    def apply(x, scale, bias, mean, var):
+        y = jn.rms_norm(x, scale, **named) if case.kind == "rms" else jn.layer_norm(x, scale, bias, **named)
+        return y, None
+
+    return apply
+
+
+def standardize(case):
+    """jax.nn.standardize, then scale and bias in the dtype of x; channels last, centred, no masks."""
+    if case.masked or case.kind == "rms" or case.channel_axis != -1:
+        return None
+    positions = tuple(range(1, len(case.shape) - 1))
+
+    def apply(x, scale, bias, mean, var):
+        match case.kind:
+            case "batch":
+                y = jax.nn.standardize(x, axis=(0, *positions))
+            case "instance":
+                y = jax.nn.standardize(x, axis=positions)
+            case "group":
+                blocks = x.reshape(*x.shape[:-1], case.groups, -1)
+                y = jax.nn.standardize(blocks, axis=(*positions, -1)).reshape(x.shape)
+            case "layer":
+                y = jax.nn.standardize(x)
+        return y * scale.astype(x.dtype) + bias.astype(x.dtype), None
 
     return apply
 

@@ -13,10 +13,11 @@ class LinenBlock(nn.Module):
     norm: Callable[[], nn.Module]
     features: int
     stride: int
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x):
-        conv = partial(nn.Conv, self.features, use_bias=False)
+        conv = partial(nn.Conv, self.features, use_bias=False, dtype=self.dtype)
         y = nn.relu(self.norm()(conv((3, 3), self.stride)(x)))
         y = self.norm()(conv((3, 3))(y))
         if y.shape != x.shape:
@@ -30,14 +31,15 @@ class LinenResNet18(nn.Module):
     norm: Callable[[], nn.Module]
     width: int = 64
     classes: int = 10
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x):
-        x = nn.Conv(self.width, (3, 3), use_bias=False)(self.norm()(x))
+        x = nn.Conv(self.width, (3, 3), use_bias=False, dtype=self.dtype)(self.norm()(x))
         x = nn.relu(self.norm()(x))
         for stage in range(4):
             for stride in (2 if stage else 1, 1):
-                x = LinenBlock(self.norm, self.width << stage, stride)(x)
+                x = LinenBlock(self.norm, self.width << stage, stride, self.dtype)(x)
         return nn.Dense(self.classes)(x.mean((1, 2)))
 
 

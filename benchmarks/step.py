@@ -29,10 +29,13 @@ def _seconds(f):
     return result, time.perf_counter() - started
 
 
-def _step(norm, dtype):
-    """A training step of a ResNet-18 for CIFAR on a batch of random images, and its arguments."""
-    model = LinenResNet18(partial(norm, use_running_average=False, dtype=dtype))
-    x, labels = jax.random.normal(jax.random.key(0), (BATCH, 32, 32, 3), dtype), jnp.arange(BATCH) % 10
+def training(norm, dtype, batch=BATCH, products=None, width=64):
+    """A training step of a ResNet-18 for CIFAR on a batch of random images, and its arguments.
+
+    `products` is the dtype of convolutions; None is Flax's default, that of the parameters and the norms together.
+    """
+    model = LinenResNet18(partial(norm, use_running_average=False, dtype=dtype), width, dtype=products)
+    x, labels = jax.random.normal(jax.random.key(0), (batch, 32, 32, 3), dtype), jnp.arange(batch) % 10
     variables = jax.jit(model.init)(jax.random.key(1), x)
     optimizer = optax.sgd(0.1, momentum=0.9)
 
@@ -54,7 +57,7 @@ def resnet(dtype, rounds):
     """Seconds per step, bytes of temporaries, seconds to trace and to compile, per library."""
     runs, table = {}, {}
     for name, norm in BATCH_NORMS.items():
-        step, args = _step(norm, dtype)
+        step, args = training(norm, dtype)
         lowered, tracing = _seconds(lambda step=step, args=args: jax.jit(step).lower(*args))
         compiled, compiling = _seconds(lowered.compile)
         memory = compiled.memory_analysis()

@@ -23,22 +23,35 @@ def contestants(case):
 def _norm(case):
     """The norm as a function without arguments, what to differentiate by, and a cotangent."""
     import torch
-    import torch.nn.functional as nf
+
+    cotangent, args = case.data()
+    args, inputs, g = prepared(
+        case, *(v if v is None else torch.from_numpy(np.array(v, np.float32)) for v in (cotangent, *args[:5]))
+    )
+    norm = formula(case)
+    return lambda: norm(*args), inputs, g
+
+
+def prepared(case, g, x, scale, bias, mean, var):
+    """Tensors as PyTorch takes them: arguments of the formula, what to differentiate by, and a cotangent."""
+    import torch
 
     dtype = getattr(torch, case.dtype)
-    cotangent, args = case.data()
-    g, x, scale, bias, mean, var = (
-        v if v is None else torch.from_numpy(np.array(v, np.float32)) for v in (cotangent, *args[:5])
-    )
     if case.channel_axis == -1 and x.ndim == 4:
         # A permuted channels-last array is one in PyTorch's format.
         x, g = x.permute(0, 3, 1, 2), g.permute(0, 3, 1, 2)
-    x, g = x.to(dtype).requires_grad_(), g.to(dtype)
+    x, g = x.to(dtype).detach().requires_grad_(), g.to(dtype)
     if case.kind != "batch":
         scale, bias = (v if v is None else v.to(dtype) for v in (scale, bias))
     learned = [v.requires_grad_() for v in (scale, bias) if v is not None]
+    return (x, scale, bias, mean, var), [x, *learned], g
 
-    def norm():
+
+def formula(case):
+    """The norm as a function of (x, scale, bias, mean, var)."""
+    import torch.nn.functional as nf
+
+    def norm(x, scale, bias, mean, var):
         match case.kind:
             case "batch":
                 return nf.batch_norm(x, mean, var, scale, bias, True, 0.01)
@@ -51,7 +64,7 @@ def _norm(case):
             case "rms":
                 return nf.rms_norm(x, (case.channels,), scale, 1e-5)
 
-    return norm, [x, *learned], g
+    return norm
 
 
 def kept(case):

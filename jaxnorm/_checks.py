@@ -215,6 +215,12 @@ def parts(found, kinds, axis):
         raise ValueError(f"merge: shapes differ: {sorted(shapes)}. Take all moments over the same axes.")
 
 
+def implementation(value, who):
+    """Who computes it."""
+    if value not in (None, "xla", "pallas"):
+        raise ValueError(f"{who}: implementation={value!r} is not known. It is None (to choose), 'xla' or 'pallas'.")
+
+
 def divides(groups, channels, who):
     """Groups of equal size."""
     if not _whole(groups, 1):

@@ -1,6 +1,7 @@
 """The verbs: which positions share moments, then standardize, then the affine map."""
 
 from collections.abc import Hashable, Sequence
+from typing import Literal
 
 from jaxtyping import Array, ArrayLike, Inexact
 
@@ -11,6 +12,7 @@ from jaxnorm._trees import Accumulating, RunningStats, recalibrating
 
 Axes = int | Sequence[int]
 Names = Hashable | Sequence[Hashable]
+Implementation = Literal["xla", "pallas"] | None
 Data = Inexact[ArrayLike, "..."]
 Result = Inexact[Array, "..."]
 
@@ -70,6 +72,7 @@ def layer_norm(
     epsilon: ArrayLike = 1e-5,
     where: ArrayLike | None = None,
     axis_name: Names | None = None,
+    implementation: Implementation = None,
 ) -> Result:
     """Layer normalization: statistics over the features of each example or position.
 
@@ -85,6 +88,8 @@ def layer_norm(
             the statistics. All positions are normalized with them; excluded ones may hold
             NaN or Inf, and give the bias there.
         axis_name: mapped axes over which the features are sharded.
+        implementation: "xla", or "pallas" for a kernel each way (the last axes of `x`, no `where`; cuda and tpu); None
+            chooses: on an NVIDIA GPU the kernel where it serves, elsewhere XLA.
 
     Returns:
         y, with the shape and dtype of `x`. Arithmetic is in float32 at least.
@@ -101,7 +106,9 @@ def layer_norm(
     x = _checks.data(x, "layer_norm")
     axes = _checks.axes(axis, x.ndim, "layer_norm: axis")
     over = Over(axes, _checks.names(axis_name, "layer_norm"))
-    return normalize(x, over, axes, scale, bias, epsilon=epsilon, where=where, who="layer_norm")
+    return normalize(
+        x, over, axes, scale, bias, epsilon=epsilon, where=where, who="layer_norm", implementation=implementation,
+    )  # fmt: skip
 
 
 def rms_norm(
@@ -113,6 +120,7 @@ def rms_norm(
     epsilon: ArrayLike = 1e-5,
     where: ArrayLike | None = None,
     axis_name: Names | None = None,
+    implementation: Implementation = None,
 ) -> Result:
     """Root mean square normalization: layer norm with the mean held at 0.
 
@@ -128,6 +136,8 @@ def rms_norm(
             the mean. All positions are normalized with it; excluded ones may hold
             NaN or Inf, and give the bias there.
         axis_name: mapped axes over which the features are sharded.
+        implementation: "xla", or "pallas" for a kernel each way (the last axes of `x`, no `where`; cuda and tpu); None
+            chooses: on an NVIDIA GPU the kernel where it serves, elsewhere XLA.
 
     Returns:
         y, with the shape and dtype of `x`. Arithmetic is in float32 at least.
@@ -143,7 +153,9 @@ def rms_norm(
     x = _checks.data(x, "rms_norm")
     axes = _checks.axes(axis, x.ndim, "rms_norm: axis")
     over = Over(axes, _checks.names(axis_name, "rms_norm"), centered=False)
-    return normalize(x, over, axes, scale, bias, epsilon=epsilon, where=where, who="rms_norm")
+    return normalize(
+        x, over, axes, scale, bias, epsilon=epsilon, where=where, who="rms_norm", implementation=implementation,
+    )  # fmt: skip
 
 
 def group_norm(

@@ -5,6 +5,7 @@ from typing import Any
 from jax import lax
 
 from jaxnorm import _checks
+from jaxnorm._core import kernels
 from jaxnorm._ghosts import standardize_by_ghosts
 from jaxnorm._over import Expected
 from jaxnorm._placed import along
@@ -22,10 +23,26 @@ def arguments(x, axes, scale, bias, epsilon, where, who):
     )
 
 
-def normalize(x, over, axes, scale, bias, *, epsilon, where, who, dtype=None):
+def normalize(x, over, axes, scale, bias, *, epsilon, where, who, dtype=None, implementation=None):
     """A norm without state. `dtype` is that of y, if it is not that of `x`."""
     where, *rest = arguments(x, axes, scale, bias, epsilon, where, who)
-    return standardize_by_own(over, dtype or x.dtype, False, x, where, None, *rest)[0]
+    dtype = dtype or x.dtype
+    if _by_kernels(x, over, where, dtype, *rest[:2], implementation, who):
+        named = implementation == "pallas"
+        return kernels.normalize_rows(over.axes, x, *rest, centered=over.centered, dtype=dtype, named=named)
+    return standardize_by_own(over, dtype, False, x, where, None, *rest)[0]
+
+
+def _by_kernels(x, over, where, dtype, scale, bias, implementation, who):
+    """Whether kernels normalize this, by name or by choice."""
+    _checks.implementation(implementation, who)
+    if implementation == "xla" or (implementation is None and not kernels.chosen()):
+        return False
+    why = "is for layer and RMS norm" if over.groups else "knows no axis_name" if over.names else None
+    why = why or kernels.unserved(over.axes, x, where, dtype, scale, bias)
+    if why and implementation == "pallas":
+        raise ValueError(f"{who}: implementation='pallas' {why}. Use implementation='xla', or None to have it chosen.")
+    return not why
 
 
 def normalize_tracking(

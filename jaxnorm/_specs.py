@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import ArrayLike, DTypeLike
 
 from jaxnorm import _between, _checks, _fit, _functional
-from jaxnorm._functional import Axes, Names
+from jaxnorm._functional import Axes, Implementation, Names
 from jaxnorm._spec import Norm, leaf, spec
 from jaxnorm._trees import Affine, GatedAffine
 
@@ -161,6 +161,7 @@ class LayerNorm(Norm):
     axis: Axes = -1
     epsilon: ArrayLike = leaf(default=1e-5)
     axis_name: Names | None = None
+    implementation: Implementation = None
 
 
 @spec
@@ -186,6 +187,7 @@ class RMSNorm(Norm):
     axis: Axes = -1
     epsilon: ArrayLike = leaf(default=1e-5)
     axis_name: Names | None = None
+    implementation: Implementation = None
 
 
 @spec

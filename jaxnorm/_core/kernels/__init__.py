@@ -1,0 +1,95 @@
+"""Kernels for norms of rows: which data they serve, and how these are laid out for them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from jaxnorm._core.kernels.platforms import chosen
+from jaxnorm._core.kernels.rows import Rows, standardize_rows
+
+IMPLEMENTATIONS = (None, "xla", "pallas")
+_DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
+_WIDEST = 65536
+
+
+def unserved(axes: tuple[int, ...], x: Array, where: Array | None, dtype: Any, *vectors: Array | None) -> str | None:
+    """Why kernels can't normalize `x` over these axes, in words; None where they can."""
+    lead = x.ndim - len(axes)
+    if set(axes) != set(range(lead, x.ndim)):
+        return f"normalizes the last axes of x, in their order, not axes {axes} of {x.ndim}"
+    if where is not None:
+        return "takes no where"
+    if x.dtype not in _DTYPES or dtype not in _DTYPES:
+        return f"is for float32, bfloat16 and float16, not {x.dtype} to {jnp.dtype(dtype)}"
+    if not all(isinstance(n, int) for n in x.shape) or not x.size:
+        return f"needs sizes that are known and not 0, and x has shape {x.shape}"
+    if x.size // _rows(x, lead) > _WIDEST:
+        return f"holds {_WIDEST} features of a row at most, and x has shape {x.shape}"
+    if any(jax.typeof(x).sharding.spec):
+        return "does not know meshes with explicit axes: use it within shard_map"
+    for v in vectors:
+        if v is not None and _varying_axes(v, x, lead) is None:
+            return (
+                f"wants a scale or bias along the features, and along leading axes of x, not one of shape {v.shape} "
+                f"for x of shape {x.shape}"
+            )
+    return None
+
+
+def _rows(x: Array, lead: int) -> int:
+    rows = 1
+    for n in x.shape[:lead]:
+        rows *= n
+    return rows
+
+
+def _varying_axes(v: Array, x: Array, lead: int) -> int | None:
+    """How many of the leading axes of `x` a vector lies along: the first ones. None: others than these."""
+    along = [a for a in range(lead) if v.shape[a] != 1]
+    first = max(along, default=-1) + 1
+    whole = v.shape[lead:] == x.shape[lead:] or all(n == 1 for n in v.shape[lead:])
+    return first if whole and v.shape[:first] == x.shape[:first] else None
+
+
+def normalize_rows(
+    axes: tuple[int, ...],
+    x: Array,
+    scale: Array | None,
+    bias: Array | None,
+    epsilon: Array,
+    *,
+    centered: bool,
+    dtype: Any,
+    named: bool,
+) -> Array:
+    """y = (x − μ) · scale / √(σ² + ε) + bias over the last axes, by kernels where the platform has them."""
+    lead = x.ndim - len(axes)
+    vectors = [v for v in (scale, bias) if v is not None]
+    first = max((_varying_axes(v, x, lead) or 0 for v in vectors), default=0)
+    flat = x.reshape(*x.shape[:lead], -1)
+
+    def laid_out(v: Array) -> Array:
+        v = jnp.broadcast_to(v, (*x.shape[:first], *v.shape[first:lead], *x.shape[lead:]))
+        return v.reshape(*x.shape[:first], flat.shape[-1])
+
+    epsilon = jnp.broadcast_to(epsilon.astype(jnp.float32), (*x.shape[:first], 1))
+    flat, *vectors = _alike(flat, *map(laid_out, vectors), epsilon)
+    rows = Rows(centered, jnp.dtype(dtype), named, scale is not None, bias is not None)
+    return standardize_rows(rows, flat, *vectors).reshape(x.shape)
+
+
+def _alike(*arrays: Array) -> tuple[Array, ...]:
+    """Arrays that vary along the same axes of a mesh, under shard_map."""
+    varying = [jax.typeof(v).manual_axis_type.varying for v in arrays]
+    most = frozenset().union(*varying)
+    if all(v == most for v in varying):
+        return arrays
+    zeros = [lax.full_like(v, 0, jnp.float32, shape=()) for v in arrays]
+    zero = sum(zeros[1:], zeros[0])
+    return tuple(v if along == most else v + zero.astype(v.dtype) for v, along in zip(arrays, varying, strict=True))
+
+
+__all__ = ["IMPLEMENTATIONS", "Rows", "chosen", "normalize_rows", "standardize_rows", "unserved"]

@@ -1,0 +1,104 @@
+"""Which platform has which kernel for rows, and what their operands are there.
+
+Pallas' backends, `custom_partitioning` and the registration of lowerings are experimental in JAX, or internal to some
+degree, and there is no other way to a kernel of one's own. They stand in this folder alone.
+"""
+
+import math
+import warnings
+from collections.abc import Callable
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import jax
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
+from jaxtyping import Array
+
+from jaxnorm._core.kernels.partition import by_shards, devices_known
+
+
+def _module(platform: str) -> ModuleType | None:
+    """The kernels of a platform, or None where this JAX has no compiler for them."""
+    try:
+        if platform == "cuda":
+            from jaxnorm._core.kernels import triton as module
+        elif platform == "tpu":
+            from jaxnorm._core.kernels import mosaic as module
+        else:
+            return None
+    except ImportError:
+        return None
+    return module
+
+
+def chosen() -> bool:
+    """Whether kernels are what to use where nobody names an implementation: by measurement, on an NVIDIA GPU."""
+    return jax.default_backend() == "gpu" and _module("cuda") is not None
+
+
+def _segments(v: Array | None, count: int) -> Array | None:
+    return v if v is None else v.reshape(count, v.shape[-1])
+
+
+def _operands(rows, args):
+    """x as (segments, rows, features), and vectors as (segments, …)."""
+    x, scale, bias, epsilon = rows.unpack(args)
+    count = math.prod(epsilon.shape[:-1])
+    cut = x.reshape(count, -1, x.shape[-1])
+    return cut, *(_segments(v, count) for v in (scale, bias, epsilon))
+
+
+def forward(module: ModuleType, *args: Array, rows: Any) -> Array:
+    """y by a kernel."""
+    x, scale, bias, epsilon = _operands(rows, args)
+    y = module.forward(x, scale, bias, epsilon, centered=rows.centered, dtype=rows.dtype)
+    return y.reshape(args[0].shape)
+
+
+def backward(module: ModuleType, *args: Array, rows: Any, moved: tuple[bool, ...]) -> list[Array]:
+    """dx, dγ and dβ by a kernel, those that moved."""
+    *args, g = args
+    x, scale, _, epsilon = _operands(rows, args)
+    sums = 2 if moved[2] else 1 if moved[1] else 0
+    dx, *found = module.backward(x, scale, epsilon, g.reshape(x.shape), centered=rows.centered, sums=sums)
+    shape = *args[-1].shape[:-1], x.shape[-1]
+    found = [v.reshape(shape) for v, m in zip(found, moved[1:], strict=False) if m]
+    return [dx.reshape(args[0].shape), *found] if moved[0] else found
+
+
+def register(
+    operation: Primitive, formula: Callable[..., Any], kernel: Callable[..., Any] | None, several: bool
+) -> None:
+    """The lowerings of an operation: its kernel where there is one, else its formula, where no kernel was named."""
+
+    def lower(platform, context, *values, **params):
+        module = None if kernel is None else _module(platform)
+        rows = params["rows"]
+        if kernel is not None and module is None and rows.named:
+            raise NotImplementedError(
+                f"implementation='pallas' has kernels for cuda and tpu, as far as this JAX compiles them, and this "
+                f"program is compiled for {platform}. Use implementation='xla', or None to have it chosen."
+            )
+        if module is None or not module.serves(context.avals_in[0].shape[-1], kernel is backward):
+            return mlir.lower_fun(partial(formula, **params), multiple_results=several)(context, *values)
+        run = partial(kernel, module, **params)
+        lead = context.avals_in[-2 if kernel is backward else -1].ndim - 1
+        outputs = params["moved"] if several else (True,)
+        outputs = tuple(i == 0 for i, moved in enumerate(outputs) if moved)
+        with warnings.catch_warnings():
+            # Pallas' Triton backend is deprecated. Where it is gone, the formula takes its place.
+            warnings.filterwarnings("ignore", message="The Pallas Triton backend", category=DeprecationWarning)
+            try:
+                sharded = partial(by_shards, run, lead, outputs, several)
+                return mlir.lower_fun(sharded, multiple_results=several)(context, *values)
+            except AssertionError:
+                # An export knows no devices, and there is nothing to partition for.
+                return mlir.lower_fun(run, multiple_results=several)(context, *values)
+
+    if kernel is not None:
+        devices_known(operation)
+    mlir.register_lowering(operation, partial(lower, "cpu"))
+    for platform in ("cuda", "tpu"):
+        mlir.register_lowering(operation, partial(lower, platform), platform=platform)
