@@ -1,5 +1,6 @@
 """Moments, standardize, affine: what all norms do, with statistics of the data or with running ones."""
 
+import math
 from typing import Any
 
 from jax import lax
@@ -36,7 +37,8 @@ def normalize(x, over, axes, scale, bias, *, epsilon, where, who, dtype=None, im
 def _by_kernels(x, over, where, dtype, scale, bias, implementation, who):
     """Whether kernels normalize this, by name or by choice."""
     _checks.implementation(implementation, who)
-    if implementation == "xla" or (implementation is None and not kernels.chosen()):
+    features = math.prod(x.shape[a] for a in over.axes)
+    if implementation == "xla" or (implementation is None and not kernels.chosen(features)):
         return False
     why = "is for layer and RMS norm" if over.groups else "knows no axis_name" if over.names else None
     why = why or kernels.unserved(over.axes, x, where, dtype, scale, bias)

@@ -358,19 +358,19 @@ def test_devices_average_their_statistics_by_pmean(library, kind):
 def test_gradients_with_respect_to_all_variables(library, kind):
     """In evaluation those of Flax's; in training new statistics give the momentum back to old ones."""
     variables = trained(library, "Flax")
-    grads = [
-        jax.jit(jax.grad(lambda v, net=network(library, k): ((net.evaluate(v) - Y) ** 2).mean()))(variables)
-        for k in (kind, "Flax")
-    ]
+    nets = network(library, kind), network(library, "Flax")
+    of = lambda net: jax.jit(jax.grad(lambda v: ((net.evaluate(v) - Y) ** 2).mean()))(variables)
+    grads = [of(net) for net in nets]
     close(*grads)
     assert kinds(grads[0]) == kinds(variables)
-    net = network(library, kind)
-    assert np.abs(net.stats(grads[0])["mean"]).max() > 1e-3
-    assert np.abs(net.stats(grads[0])["var"]).max() > 1e-3
+    net = nets[0]
+    assert np.abs(net.stats(grads[0])["mean"]).max() > 1e-4
+    assert np.abs(net.stats(grads[0])["var"]).max() > 1e-5
     of_state = lambda v: sum(jnp.sum(s) for s in net.stats(net.train(v)[1]).values())
-    np.testing.assert_allclose(net.stats(jax.grad(of_state)(variables))["mean"], 0.9, rtol=1e-6)
-    np.testing.assert_allclose(net.stats(jax.grad(of_state)(variables))["var"], 0.9, rtol=1e-6)
-    of_y = jax.grad(lambda v: loss(net, v)[0])(variables)
+    by_state = net.stats(jax.jit(jax.grad(of_state))(variables))
+    np.testing.assert_allclose(by_state["mean"], 0.9, rtol=1e-6)
+    np.testing.assert_allclose(by_state["var"], 0.9, rtol=1e-6)
+    of_y = jax.jit(jax.grad(lambda v: loss(net, v)[0]))(variables)
     jax.tree.map(lambda g: np.testing.assert_array_equal(g, 0), net.stats(of_y))
 
 

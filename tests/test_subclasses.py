@@ -27,7 +27,7 @@ class Frozen(jn.BatchNorm):
 
 
 class Mixed(jn.BatchNorm):
-    """New fields of both kinds: y = gain · share · batch norm + (1 − share) · x, a static gain and a share as a leaf."""
+    """New fields of both kinds: y = gain · share · batch norm + (1 − share) · x, gain static, share a leaf."""
 
     gain: int = 2
     share: Any = jn.leaf(default=0.25)
@@ -354,7 +354,9 @@ def test_initialisers_of_a_subclass_count_in_both_layers():
     np.testing.assert_array_equal(params["bias"], 0)
     np.testing.assert_array_equal(jn.nnx.Norm(ZeroInit(), 4)(x), 0)
     one = jax.nn.initializers.ones
-    np.testing.assert_array_equal(jn.linen.Norm(ZeroInit(), scale_init=one).init(KEY, x, train=True)["params"]["scale"], 1)
+    np.testing.assert_array_equal(
+        jn.linen.Norm(ZeroInit(), scale_init=one).init(KEY, x, train=True)["params"]["scale"], 1
+    )
 
 
 def test_their_states_accumulate_and_recalibrate():
@@ -378,7 +380,9 @@ def test_errors_name_the_subclass():
         Mixed().apply(PARAMS, STATE, X, train=jnp.array(True))
 
 
-@pytest.mark.parametrize("spec", [Frozen(), Mixed(gain=3, share=0.5), Quicker(), Deep(flip=True)], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "spec", [Frozen(), Mixed(gain=3, share=0.5), Quicker(), Deep(flip=True)], ids=lambda s: type(s).__name__
+)
 def test_copies_and_pickles(spec):
     for same in (pickle.loads(pickle.dumps(spec)), copy.copy(spec), copy.deepcopy(spec)):
         assert type(same) is type(spec)

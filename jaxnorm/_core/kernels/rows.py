@@ -23,6 +23,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching
 from jaxtyping import Array
 
+from jaxnorm._compilers import own
 from jaxnorm._core.kernels import platforms
 
 
@@ -56,29 +57,41 @@ def _mean(v: Array) -> Array:
     return v.mean(-1, keepdims=True)
 
 
-def _normal(rows: Rows, x: Array, epsilon: Array) -> tuple[Array, Array]:
-    """x̂ and r."""
-    d = x.astype(jnp.float32)
+def _moments(rows: Rows, x: Array, epsilon: Array) -> tuple[Array | None, Array | None, Array]:
+    """The mean as pivot and δ, and r."""
+    d, pivot, delta = x.astype(jnp.float32), None, None
     if rows.centered:
-        # One mean for all that is computed from it: about another that is rounded differently δ would be wrong.
-        d = d - lax.optimization_barrier(_mean(d))
-        d = d - _mean(d)
+        # One mean for all that is computed from it: XLA for CPUs would take it anew, rounded differently, for each.
+        pivot = own(1, _mean(d))
+        d = d - pivot
+        delta = _mean(d)
+        d = d - delta
     v = _mean(d * d) + _per_row(epsilon, x)
-    r = jnp.where(v == 0, 0, jnp.where(v < jnp.inf, lax.rsqrt(v), jnp.nan))
-    return d * r, r
+    return pivot, delta, jnp.where(v == 0, 0, jnp.where(v < jnp.inf, lax.rsqrt(v), jnp.nan))
+
+
+def _normal(x: Array, pivot: Array | None, delta: Array | None, r: Array) -> Array:
+    """x̂."""
+    d = x.astype(jnp.float32)
+    return (d if pivot is None else (d - pivot) - delta) * r
 
 
 def _value(rows: Rows, *args: Array) -> Array:
     x, scale, bias, epsilon = rows.unpack(args)
-    y, _ = _normal(rows, x, epsilon)
+    y = _normal(x, *_moments(rows, x, epsilon))
     y = y if scale is None else y * _per_row(scale, x)
     return (y if bias is None else y + _per_row(bias, x)).astype(rows.dtype)
 
 
-def _projected(rows: Rows, normal: Array, r: Array, v: Array) -> Array:
+def _projection(rows: Rows, normal: Array, v: Array) -> tuple[Array, ...]:
+    """⟨x̂ v⟩, and ⟨v⟩ where the mean counts."""
+    return (_mean(normal * v), _mean(v)) if rows.centered else (_mean(normal * v),)
+
+
+def _projected(normal: Array, r: Array, v: Array, along: Array, mean: Array | None = None) -> Array:
     """r (v − ⟨v⟩ − x̂ ⟨x̂ v⟩): the derivative of x̂, which is symmetric."""
-    off = normal * _mean(normal * v)
-    return r * (v - off - _mean(v) if rows.centered else v - off)
+    off = normal * along
+    return r * (v - off if mean is None else v - off - mean)
 
 
 def _tangent(rows: Rows, moved: tuple[bool, ...], *args: Array) -> Array:
@@ -86,10 +99,12 @@ def _tangent(rows: Rows, moved: tuple[bool, ...], *args: Array) -> Array:
     args, tangents = args[: len(args) - sum(moved)], iter(args[len(args) - sum(moved) :])
     x, scale, _, epsilon = rows.unpack(args)
     dx, dscale, dbias = (next(tangents) if m else None for m in moved)
-    normal, r = _normal(rows, x, epsilon)
+    *mean, r = _moments(rows, x, epsilon)
+    normal = _normal(x, *mean, r)
     dy = jnp.zeros(x.shape, jnp.float32)
     if dx is not None:
-        dx = _projected(rows, normal, r, dx.astype(jnp.float32))
+        dx = dx.astype(jnp.float32)
+        dx = _projected(normal, r, dx, *_projection(rows, normal, dx))
         dy += dx if scale is None else dx * _per_row(scale, x)
     if dscale is not None:
         dy += normal * _per_row(dscale, x)
@@ -100,11 +115,19 @@ def _cotangent(rows: Rows, moved: tuple[bool, ...], *args: Array) -> list[Array]
     """Those of dx, dγ and dβ that moved, linear in the cotangent of y, which comes last; dγ and dβ in float32."""
     *args, g = args
     x, scale, _, epsilon = rows.unpack(args)
-    normal, r = _normal(rows, x, epsilon)
+    weight = None if scale is None else _per_row(scale, x)
+
+    def weighted(g: Array) -> Array:
+        return g if weight is None else g * weight
+
     g = g.astype(jnp.float32)
-    lead = epsilon.ndim - 1
-    sums = [v.sum(tuple(range(lead, x.ndim - 1))) for v, m in ((normal * g, moved[1]), (g, moved[2])) if m]
-    dx = _projected(rows, normal, r, g if scale is None else g * _per_row(scale, x)).astype(x.dtype)
+    moments = _moments(rows, x, epsilon)
+    normal = _normal(x, *moments)
+    dx = _projected(normal, moments[-1], weighted(g), *_projection(rows, normal, weighted(g))).astype(x.dtype)
+    # Numbers of their own: else XLA for GPUs writes x̂ down, for the sums to read (12 passes instead of 8).
+    normal = _normal(x, *lax.optimization_barrier(moments))
+    rows_alike = tuple(range(epsilon.ndim - 1, x.ndim - 1))
+    sums = [v.sum(rows_alike) for v, m in ((normal * g, moved[1]), (g, moved[2])) if m]
     return [dx, *sums] if moved[0] else sums
 
 
