@@ -1,5 +1,6 @@
 """`python -m benchmarks`: what jaxnorm costs beside other libraries."""
 
+import json
 import os
 import subprocess
 import sys
@@ -96,8 +97,14 @@ def device(
     parts: Annotated[str, typer.Option(help="Which, of these.")] = "rows,images,guard,steps,accuracy",
     small: Annotated[bool, typer.Option("--small", help="Tiny shapes: to see on a CPU that it runs.")] = False,
     minutes: Annotated[float, typer.Option(help="After so many, no case begins.")] = 8,
+    show: Annotated[Path | None, typer.Option(metavar="FILE", help="Only print what a run saved, in Markdown.")] = None,
 ) -> None:
     """Time on this accelerator beside a copy, other libraries and PyTorch; training steps; accuracy there."""
+    if show is not None:
+        from benchmarks import device_tables
+
+        print(device_tables.markdown(json.loads(show.read_text())))
+        return
     # For JAX: the rest of the card is PyTorch's. Read when JAX first looks for devices.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.6")
     from benchmarks import device as measure

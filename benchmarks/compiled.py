@@ -6,6 +6,7 @@ These are programs, not timings: nothing is run on a device.
 import dataclasses
 import subprocess
 import sys
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,8 +15,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+import jaxnorm as jn
 from benchmarks.cases import Case
 from benchmarks.libraries import LIBRARIES
+from benchmarks.libraries import rows as rows_by
 from benchmarks.speed import with_vjp
 
 NAMES = ("jaxnorm", "flax", "flax stable")
@@ -119,6 +122,32 @@ def sharded(how, library, target, devices):
         program(target, forward, args, split, mesh),
         program(target, both, (g, *args), (P("batch"), *split), mesh),
     )
+
+
+def kernels(case, target):
+    """Rows by kernels, by name: forward, and forward with backward."""
+    from benchmarks.targets import program
+
+    apply, (g, args) = rows_by(case, "pallas"), shapes(case)
+    return program(target, apply, args), program(target, with_vjp(apply), (g, *args))
+
+
+def sharded_rows(how, target):
+    """Layer norm by kernels of rows over four devices, along both of their axes, with its backward pass."""
+    from benchmarks.targets import mesh_of, program
+
+    mesh, split = mesh_of(target, data=2, time=2), P("data", "time")
+    x = jax.ShapeDtypeStruct((64, 512, 4096), "bfloat16")
+    vector = jax.ShapeDtypeStruct((4096,), "float32")
+
+    def step(g, x, scale, bias):
+        y, pull = jax.vjp(partial(jn.layer_norm, implementation="pallas"), x, scale, bias)
+        return y, pull(g)
+
+    placed = (split, split, P(), P())
+    if how == "shard_map":
+        step = jax.shard_map(step, mesh=mesh, in_specs=placed, out_specs=(split, (split, P(), P())))
+    return program(target, step, (x, x, vector, vector), placed, mesh)
 
 
 def measure(done):

@@ -1,8 +1,9 @@
-"""What `python -m benchmarks device` saves and prints: plain text, narrow, what matters most last."""
+"""What `python -m benchmarks device` saves and prints: plain text, narrow, what matters most last; and for the docs."""
 
 import json
 import math
 import re
+import statistics
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 
@@ -183,3 +184,82 @@ def text(where_, results):
             tables += _times(part, records)
     tables += [f"{name}: {v['error']} {v['message'][:200]}" for name, v in results.items() if name.endswith(", failed")]
     return "\n\n".join(tables) + "\n"
+
+
+# The same for docs/benchmarks.md, whose section on a GPU is this.
+
+_PARTS = {
+    "rows": (
+        "Rows",
+        "Percent of the bandwidth of a copy (x + 1) in the same run, for the least passes over x: forward (2) / "
+        "backward alone (3); = is as jaxnorm. In bfloat16 the copy is no limit: XLA's x + 1 is slower there than in "
+        "float32.",
+    ),
+    "images": (
+        "Images, channels last",
+        "The same: forward (3 passes) / backward alone (5). In caches, it exceeds 100.",
+    ),
+    "guard": ("Where the mean is far from 0, or the running mean is", "As for images."),
+}
+
+
+def _fractions(record):
+    """A row of percentages, forward / backward alone, by name."""
+
+    def cell(name):
+        found = record["forward"].get(name)
+        return _cell(found, lambda v: f"{_percent(v)} / {_percent(record['backward'].get(name, _UNKNOWN))}")
+
+    return cell
+
+
+_UNKNOWN = {"bandwidth": math.nan}
+
+
+def _markdown(first, labels, names, cells):
+    """A table without the columns of those that are ours, or nothing, all the way down."""
+    columns = {name: [cell(name) for cell in cells] for name in names}
+    columns = {name: found for name, found in columns.items() if set(found) - {"", "="}}
+    return report.markdown([first, *columns], list(zip(labels, *columns.values(), strict=True)))
+
+
+def _of_part(part, records):
+    title, note = _PARTS[part]
+    records = [record | ({"guard": True} if part == "guard" else {}) for record in records]
+    table = _markdown(
+        "% of a copy, forward / backward",
+        [_label(record) for record in records],
+        ["copy, GB/s", *_names([record["forward"] for record in records])],
+        [lambda name, r=r: f"{r[name]:.0f}" if name == "copy, GB/s" else _fractions(r)(name) for r in records],
+    )
+    return f"### {title}\n\n{note}\n\n{table}"
+
+
+def ratios(results):
+    """Median times over ours of rows of up to 8192 features, forward and with the backward pass."""
+    rows = [record for record in results["rows"] if record["shape"][1] <= 8192]
+
+    def over(which, name):
+        return statistics.median(record[which][name]["ms"] / record[which]["jaxnorm"]["ms"] for record in rows)
+
+    names = ("flax fast", "torch", "torch.compile")
+    return [" : ".join(["1", *(f"{over(which, name):.2f}" for name in names)]) for which in ("forward", "both")]
+
+
+def markdown(results):
+    """Tables of a file that `device` saved."""
+    found = results["environment"]
+    versions = ", ".join(f"{k} {v}" for k, v in found.items() if k not in ("date", "machine", "device", "card"))
+    pieces = [f"{found['date']}; {found['device']}; {found['machine']}; {versions}"]
+    pieces += [results["again"]] if "again" in results else []
+    pieces += [_of_part(part, results[part]) for part in _PARTS if results.get(part)]
+    if steps := results.get("steps"):
+        cells = [lambda name, r=r: _cell(r.get(name), lambda v: _training(v).replace(" ", ", ")) for r in steps]
+        labels = [record["program"] for record in steps]
+        table = _markdown("ms, MB of temporaries", labels, _names(steps), cells)
+        pieces.append(f"### Training steps\n\nMedians; jaxnorm alone is what None chooses.\n\n{table}")
+    if rows := results.get("accuracy", {}).get("rows"):
+        cells = [lambda name, v=v: _cell(v.get(name), lambda e: _error(e).replace(" ", ", ")) for v in rows.values()]
+        table = _markdown("y, dx", list(rows), _names(rows.values()), cells)
+        pieces.append(f"### Errors of rows\n\nThe worst, in units of 2⁻²⁴ (1 + |.|), against float64.\n\n{table}")
+    return "\n\n".join(pieces) + "\n"

@@ -1,18 +1,20 @@
 """The benchmarks run, and count what they say that they count."""
 
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import hlo, memory
+from benchmarks import device_tables, hlo, memory
 from benchmarks.__main__ import app
 from benchmarks.cases import CASES, Case
 from benchmarks.libraries import installed
 
 pytestmark = pytest.mark.once
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 def run(*arguments):
@@ -65,3 +67,29 @@ def test_passes_are_counted():
     branches = lambda x: jax.lax.cond(x[0, 0] > 0, lambda x: x.sum(), lambda x: jnp.sin(x).sum() + x.sum(0).sum(), x)
     found = hlo.traffic(text(branches))
     assert found.in_conditionals > 0
+
+
+def test_device(tmp_path):
+    """On a CPU, tiny: one case of rows, by who is installed, each implementation of ours among them."""
+    run("device", "--small", "--parts", "rows", "--only", "rms 64×768 f32", "--rounds", "2", "--out", str(tmp_path))
+    saved = json.loads((tmp_path / "device-cpu.json").read_text())
+    (row,) = saved["rows"]
+    for which in ("forward", "both"):
+        assert {"copy", "jaxnorm", "jaxnorm xla", "flax fast", "flax stable"} <= set(row[which])
+        assert row[which]["jaxnorm"]["ms"] > 0
+        assert row[which]["jaxnorm pallas"]["error"] == "NotImplementedError"
+    assert "RMS f32 768" in (tmp_path / "device-cpu.txt").read_text()
+    assert "| RMS f32 768 |" in run("device", "--show", str(tmp_path / "device-cpu.json"))
+
+
+def test_the_pages_show_what_was_measured_on_a_gpu():
+    file = ROOT / "benchmarks" / "results" / "device-h200.json"
+    results = json.loads(file.read_text())
+    section = (ROOT / "docs" / "benchmarks.md").read_text().split("\n## On a GPU\n")[1].split("\n## ")[0]
+    tables = device_tables.markdown(results)
+    _, shown = section.strip().split("\n\n", 1)
+    assert shown.split("\n### What is behind")[0] == tables
+    assert tables == run("device", "--show", str(file)).removesuffix("\n")
+    words = " ".join((ROOT / "README.md").read_text().split())
+    for ratios in device_tables.ratios(results):
+        assert ratios in words

@@ -7,8 +7,12 @@ from importlib.util import find_spec
 
 import jax
 import pytest
+from jax.sharding import PartitionSpec as P
 
+import jaxnorm as jn
 from benchmarks import compiled
+from benchmarks.cases import Case
+from benchmarks.speed import with_vjp
 
 CASES = {(case.kind, case.dtype): case for case in compiled.ALONE}
 # Passes over x, forward and with the backward pass. What a pilot reads is what exceeds whole numbers.
@@ -72,3 +76,70 @@ def test_one_collective_each_way(target, devices, how):
 def test_256_chips_move_what_4_do(how):
     few, many = (compiled.sharded(how, "jaxnorm", *row) for row in compiled.SHARDED[-2:])
     assert few == many
+
+
+# Rows by kernels, by name: what the chip holds is read once forward, x and g once backward. A GPU writes partial sums.
+KERNELS = {"v5e": (2.01, 5.01), "v6e": (2.01, 5.01), "v5p": (2.01, 5.01), "h100": (2.01, 5.27)}
+
+
+@pytest.mark.parametrize("target", [pytest.param(target, marks=needs(target)) for target in KERNELS])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+def test_passes_of_kernels_for_rows(kind, dtype, target):
+    for program, most in zip(compiled.kernels(CASES[kind, dtype], target), KERNELS[target], strict=True):
+        assert program.units <= most
+        assert program.temporary_units < (0.3 if target == "h100" else 0.05)
+
+
+@needs("v5e")
+@pytest.mark.parametrize("width", [1, 96, 1000, 20000, 32768, 65536])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_kernels_for_a_tpu_fit_into_its_memory(width, dtype):
+    """Mosaic says so when it compiles. Rows beyond the backward kernel's features take the formula there."""
+    compiled.kernels(Case("layer", (3001, width), dtype), "v5e")
+
+
+@pytest.mark.parametrize("target", [pytest.param(target, marks=needs(target)) for target in ("v6e", "h100")])
+@pytest.mark.parametrize("how", compiled.HOW)
+def test_sharded_rows_are_not_gathered(target, how):
+    """dscale and dbias are one sum over all devices. A TPU's partitioner knows no rules: JAX says what to do."""
+    if (target, how) == ("v6e", "jit"):
+        with pytest.raises(NotImplementedError, match="wrap the call in a shard_map"):
+            compiled.sharded_rows(how, target)
+        return
+    program = compiled.sharded_rows(how, target)
+    assert program.collectives == 1
+    assert program.collective_bytes <= 2 * 4 * 4096
+
+
+# Norms of each example, of a batch over four chips under plain jit.
+EXAMPLES = {
+    "instance": jn.InstanceNorm(),
+    "group": jn.GroupNorm(groups=4),
+    "layer": jn.LayerNorm(),
+    "rms": jn.RMSNorm(),
+    "without parameters": jn.LayerNorm(axis=(1, 2, 3), use_scale=False, use_bias=False),
+}
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
+@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("target", [pytest.param(target, marks=needs(target)) for target in ("v6e", "h100")])
+def test_norms_of_each_example_send_the_sums_of_their_parameters_alone(target, name, masked):
+    """Dscale and dbias are sums over examples; whether a pivot is poor is a matter of each device."""
+    from benchmarks.targets import mesh_of, program
+
+    spec, mesh = EXAMPLES[name], mesh_of(target, batch=4)
+    x, vector = jax.ShapeDtypeStruct((32, 28, 28, 128), "float32"), jax.ShapeDtypeStruct((128,), "float32")
+    mask = jax.ShapeDtypeStruct((32, 28, 28, 1), "bool") if masked else None
+    scale, bias = (vector if used else None for used in (spec.use_scale, spec.use_bias))
+
+    def apply(x, scale, bias, where):
+        return spec.apply(jn.Affine(scale, bias), None, x, train=True, where=where)
+
+    args = x, scale, bias, mask
+    split = [None if v is None else P("batch") if v is not vector else P() for v in args]
+    forward = program(target, apply, args, tuple(split), mesh)
+    both = program(target, with_vjp(apply), (x, *args), (P("batch"), *split), mesh)
+    assert (forward.collectives, forward.conditional_collectives) == (0, 0)
+    assert (both.collectives, both.conditional_collectives) == (int(spec.use_scale), 0)

@@ -14,9 +14,12 @@ from typing import Any
 import jax
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
+from jax.sharding import AbstractDevice, AbstractMesh
 from jaxtyping import Array
 
 from jaxnorm._core.kernels.partition import by_shards, devices_known
+
+_H100 = AbstractMesh((), (), abstract_device=AbstractDevice("NVIDIA H100", num_cores=None, platform="gpu"))
 
 
 def _module(platform: str) -> ModuleType | None:
@@ -64,11 +67,11 @@ def forward(module: ModuleType, *args: Array, rows: Any) -> Array:
 
 def backward(module: ModuleType, *args: Array, rows: Any, moved: tuple[bool, ...]) -> list[Array]:
     """dx, dγ and dβ by a kernel, those that moved."""
-    *args, g = args
-    x, scale, _, epsilon = _operands(rows, args)
+    *primals, g = args
+    x, scale, _, epsilon = _operands(rows, primals)
     sums = 2 if moved[2] else 1 if moved[1] else 0
     dx, *found = module.backward(x, scale, epsilon, g.reshape(x.shape), centered=rows.centered, sums=sums)
-    shape = *args[-1].shape[:-1], x.shape[-1]
+    shape = *primals[-1].shape[:-1], x.shape[-1]
     found = [v.reshape(shape) for v, m in zip(found, moved[1:], strict=False) if m]
     return [dx.reshape(args[0].shape), *found] if moved[0] else found
 
@@ -79,28 +82,52 @@ def register(
     """The lowerings of an operation: its kernel where there is one, else its formula, where no kernel was named."""
 
     def lower(platform, context, *values, **params):
-        module = None if kernel is None else _module(platform)
-        rows = params["rows"]
-        if kernel is not None and module is None and rows.named:
+        by_formula, rows = partial(formula, **params), params["rows"]
+        if kernel is None:
+            return lowered(by_formula, context, *values)
+        module = _module(platform)
+        features = context.avals_in[0].shape[-1]
+        dtypes = {v.dtype for v in (*context.avals_in, *context.avals_out)}
+        if rows.named and not (module and module.serves(features, False, dtypes)):
             raise NotImplementedError(
-                f"implementation='pallas' has kernels for cuda and tpu, as far as this JAX compiles them, and this "
-                f"program is compiled for {platform}. Use implementation='xla', or None to have it chosen."
+                f"implementation='pallas' has kernels for cuda and tpu (but for float16), as far as this JAX compiles "
+                f"them, and this program is compiled for {platform}, in {' and '.join(sorted(map(str, dtypes)))}. "
+                f"Use implementation='xla', or None to have it chosen."
             )
-        if module is None or not module.serves(context.avals_in[0].shape[-1], kernel is backward):
-            return mlir.lower_fun(partial(formula, **params), multiple_results=several)(context, *values)
+        if module is None or not module.serves(features, kernel is backward, dtypes):
+            return lowered(by_formula, context, *values)
         run = partial(kernel, module, **params)
+        if platform == "tpu":
+            # libtpu asks for no partitioning (jax#38196). Over several devices JAX's error says to use shard_map.
+            return lowered(run, context, *values)
+        # An export can't hold the partitioning, and JAX saves Triton's kernels for those alone who say that they know:
+        # who has named none gets what can be saved.
+        whole = run if rows.named else by_formula
+        if getattr(context.module_context.lowering_parameters, "for_export", False):
+            return lowered(whole, context, *values)
         lead = context.avals_in[-2 if kernel is backward else -1].ndim - 1
         outputs = params["moved"] if several else (True,)
         outputs = tuple(i == 0 for i, moved in enumerate(outputs) if moved)
+        try:
+            return lowered(partial(by_shards, run, lead, outputs, several), context, *values)
+        except AssertionError:
+            # The devices are not known, as there was no way to ask for them: see `devices_known`.
+            return lowered(whole, context, *values)
+
+    def lowered(run, context, *values):
         with warnings.catch_warnings():
             # Pallas' Triton backend is deprecated. Where it is gone, the formula takes its place.
             warnings.filterwarnings("ignore", message="The Pallas Triton backend", category=DeprecationWarning)
+            lowering = mlir.lower_fun(run, multiple_results=several)
             try:
-                sharded = partial(by_shards, run, lead, outputs, several)
-                return mlir.lower_fun(sharded, multiple_results=several)(context, *values)
-            except AssertionError:
-                # An export knows no devices, and there is nothing to partition for.
-                return mlir.lower_fun(run, multiple_results=several)(context, *values)
+                return lowering(context, *values)
+            except RuntimeError as error:
+                # Which GPU a program is for, JAX asks where none is at hand: our kernels are for any that has bfloat16.
+                # Within a mesh, that is to say.
+                if "AbstractDevice" not in str(error) or not jax.sharding.get_abstract_mesh().empty:
+                    raise
+                with jax.sharding.use_abstract_mesh(_H100):
+                    return lowering(context, *values)
 
     if kernel is not None:
         devices_known(operation)

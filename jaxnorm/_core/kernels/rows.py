@@ -73,7 +73,7 @@ def _moments(rows: Rows, x: Array, epsilon: Array) -> tuple[Array | None, Array 
 def _normal(x: Array, pivot: Array | None, delta: Array | None, r: Array) -> Array:
     """x̂."""
     d = x.astype(jnp.float32)
-    return (d if pivot is None else (d - pivot) - delta) * r
+    return (d if pivot is None or delta is None else (d - pivot) - delta) * r
 
 
 def _value(rows: Rows, *args: Array) -> Array:
@@ -99,8 +99,8 @@ def _tangent(rows: Rows, moved: tuple[bool, ...], *args: Array) -> Array:
     args, tangents = args[: len(args) - sum(moved)], iter(args[len(args) - sum(moved) :])
     x, scale, _, epsilon = rows.unpack(args)
     dx, dscale, dbias = (next(tangents) if m else None for m in moved)
-    *mean, r = _moments(rows, x, epsilon)
-    normal = _normal(x, *mean, r)
+    pivot, delta, r = _moments(rows, x, epsilon)
+    normal = _normal(x, pivot, delta, r)
     dy = jnp.zeros(x.shape, jnp.float32)
     if dx is not None:
         dx = dx.astype(jnp.float32)
@@ -113,8 +113,8 @@ def _tangent(rows: Rows, moved: tuple[bool, ...], *args: Array) -> Array:
 
 def _cotangent(rows: Rows, moved: tuple[bool, ...], *args: Array) -> list[Array]:
     """Those of dx, dγ and dβ that moved, linear in the cotangent of y, which comes last; dγ and dβ in float32."""
-    *args, g = args
-    x, scale, _, epsilon = rows.unpack(args)
+    *primals, g = args
+    x, scale, _, epsilon = rows.unpack(primals)
     weight = None if scale is None else _per_row(scale, x)
 
     def weighted(g: Array) -> Array:
@@ -134,7 +134,7 @@ def _cotangent(rows: Rows, moved: tuple[bool, ...], *args: Array) -> list[Array]
 # Operations: a formula for every platform, kernels for some.
 
 
-def _operation(name: str, formula: Callable[..., Any], kernel: Callable[..., Any], several: bool) -> Primitive:
+def _operation(name: str, formula: Callable[..., Any], kernel: Callable[..., Any] | None, several: bool) -> Primitive:
     """A primitive whose derivatives are those of its formula."""
     operation = Primitive(f"jaxnorm_{name}")
     operation.multiple_results = several

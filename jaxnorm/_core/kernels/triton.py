@@ -6,6 +6,7 @@ does. With 8 a thread, as 16 bytes of bfloat16 would suggest, scale and bias are
 (measured on an H200, 8192 features in bfloat16: 0.60 instead of 0.91 of the bandwidth of a copy).
 """
 
+from collections.abc import Collection
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,6 +16,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
+
+from jaxnorm._core.kernels.arithmetic import inverse_root, like, variance, weighted
 
 # Multiprocessors of an H100 and an H200. With fewer or more of them the last wave of programs is not full, no more.
 _PROCESSORS = 132
@@ -51,8 +54,8 @@ def tiling(features: int, backward: bool) -> Tiling:
 class _Tile(NamedTuple):
     """Some columns of a block of rows. What is outside of the array reads as 0 and is not written."""
 
-    rows: pl.Slice
-    columns: pl.Slice
+    rows: Any
+    columns: Any
     some_rows: Array | None
     some_columns: Array | None
 
@@ -80,7 +83,7 @@ class _Tile(NamedTuple):
         return d - pivot if self.mask is None else jnp.where(self.mask, d - pivot, 0)
 
 
-def _load(view: jax.Ref, mask: Array | None) -> Array:
+def _load(view: Any, mask: Array | None) -> Array:
     return triton.load(view, mask=mask, other=None if mask is None else 0)
 
 
@@ -102,27 +105,16 @@ def _tiles(shape: tuple[int, int], first: Array, cut: Tiling, end: Array | None 
 
 def _row_sums(terms) -> list[Array]:
     """The sums over each row of several terms, which come tile by tile."""
-    total = None
-    for term in terms:
-        total = term if total is None else [a + b for a, b in zip(total, term, strict=True)]
+    total, *others = terms
+    for term in others:
+        total = [a + b for a, b in zip(total, term, strict=True)]
     return [v.sum(1, keepdims=True) for v in total]
-
-
-def inverse_root(v: Array) -> Array:
-    """1/√v, 0 for a constant, and NaN where the square of a deviation has overflowed."""
-    return jnp.where(v == 0, 0, jnp.where(v < jnp.inf, lax.rsqrt(v), jnp.nan))
 
 
 def _mean(xs: list[Array], features: int) -> Array:
     """The mean in one number. That is off by some units in its last place, which δ makes good."""
     (total,) = _row_sums([x.astype(jnp.float32)] for x in xs)
     return total / features
-
-
-def _variance(square: Array, delta: Array | None) -> Array:
-    # No maximum: that of 0 and NaN may be 0.
-    var = square if delta is None else square - delta * delta
-    return jnp.where(var < 0, 0, var)
 
 
 def _forward(x_ref, scale_ref, bias_ref, epsilon_ref, y_ref, *, cut: Tiling, centered: bool) -> None:
@@ -133,7 +125,7 @@ def _forward(x_ref, scale_ref, bias_ref, epsilon_ref, y_ref, *, cut: Tiling, cen
     deviations = (tile.deviation(x, pivot) for tile, x in zip(tiles, xs, strict=True))
     square, *delta = (v / features for v in _row_sums([d * d, d] if centered else [d * d] for d in deviations))
     delta = delta[0] if centered else None
-    r = inverse_root(_variance(square, delta) + epsilon_ref[0])
+    r = inverse_root(variance(square, delta) + epsilon_ref[0])
     for tile, x in zip(tiles, xs, strict=True):
         d = tile.deviation(x, pivot)
         y = (d if delta is None else d - delta) * r
@@ -144,8 +136,8 @@ def _forward(x_ref, scale_ref, bias_ref, epsilon_ref, y_ref, *, cut: Tiling, cen
 def _backward(x_ref, scale_ref, epsilon_ref, g_ref, dx_ref, *sums, cut: Tiling, centered: bool, steps: int) -> None:
     rows, features = x_ref.shape
     epsilon, start = epsilon_ref[0], pl.program_id(1) * steps
-    steps = jnp.minimum(steps, pl.cdiv(rows, cut.block) - start)
-    end = jnp.minimum(rows, (start + steps) * cut.block)
+    mine = jnp.minimum(steps, pl.cdiv(rows, cut.block) - start)
+    end = jnp.minimum(rows, (start + mine) * cut.block)
     columns = _tiles(x_ref.shape, start, cut)
     scales = [None if scale_ref is None else tile.vector(scale_ref) for tile in columns]
 
@@ -160,35 +152,30 @@ def _backward(x_ref, scale_ref, epsilon_ref, g_ref, dx_ref, *sums, cut: Tiling, 
         pivot = _mean([x for x, _ in block], features) if centered else None
 
         def terms(tile, x, g, scale):
-            d, w = tile.deviation(x, pivot), _weighted(g, scale)
+            d, w = tile.deviation(x, pivot), weighted(g, scale)
             return [d * d, w * d, d, w] if centered else [d * d, w * d]
 
         every = zip(tiles, block, scales, strict=True)
         square, slope, *rest = (v / features for v in _row_sums(terms(tile, x, g, s) for tile, (x, g), s in every))
         delta, shift = rest if centered else (None, None)
-        r = inverse_root(_variance(square, delta) + epsilon)
+        r = inverse_root(variance(square, delta) + epsilon)
         slope = r * (slope if delta is None else slope - delta * shift)
         new = []
         for tile, (x, g), scale, total in zip(tiles, block, scales, totals, strict=True):
             d = tile.deviation(x, pivot)
             normal = (d if delta is None else d - delta) * r
-            dx = _weighted(g, scale) - normal * slope
+            dx = weighted(g, scale) - normal * slope
             tile.store(dx_ref, r * (dx if shift is None else dx - shift))
             g = g.astype(jnp.float32)
             new.append(tuple(a + b for a, b in zip(total, (g * normal, g), strict=False)))
         return new, following
 
     zero = jnp.zeros((cut.block, cut.width), jnp.float32)
-    totals, _ = lax.fori_loop(0, steps, step, ([(zero,) * len(sums) for _ in columns], load(0)))
+    totals, _ = lax.fori_loop(0, mine, step, ([(zero,) * len(sums) for _ in columns], load(0)))
     for tile, total in zip(columns, totals, strict=True):
         some = tile.some_columns
         for ref, v in zip(sums, total, strict=True):
             triton.store(ref.at[tile.columns], v.sum(0), mask=some if some is None else some[0])
-
-
-def _weighted(g: Array, scale: Array | None) -> Array:
-    g = g.astype(jnp.float32)
-    return g if scale is None else g * scale
 
 
 def _segment(*shape: int) -> pl.BlockSpec:
@@ -196,25 +183,20 @@ def _segment(*shape: int) -> pl.BlockSpec:
     return pl.BlockSpec((None, *shape), lambda i, j: (i, *[0] * len(shape)))
 
 
-def _like(x: Array, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-    """A result that varies over a mesh as `x` does, under shard_map."""
-    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
-
-
-def _call(kernel, name: str, cut: Tiling, programs: int, out_specs, out_shape, *args: Array | None):
+def _call(kernel, name: str, cut: Tiling, programs: int, out_specs, out_shape, x: Array, *args: Array | None):
     return pl.pallas_call(
         kernel,
-        grid=(args[0].shape[0], programs),
-        in_specs=[v if v is None else _segment(*v.shape[1:]) for v in args],
+        grid=(x.shape[0], programs),
+        in_specs=[v if v is None else _segment(*v.shape[1:]) for v in (x, *args)],
         out_specs=out_specs,
         out_shape=out_shape,
         compiler_params=triton.CompilerParams(num_warps=cut.warps, num_stages=1),
         name=name,
-    )(*args)
+    )(x, *args)
 
 
-def serves(features: int, backward: bool) -> bool:
-    """Whether there are kernels for rows of so many features."""
+def serves(features: int, backward: bool, dtypes: Collection[Any] = ()) -> bool:
+    """Whether there are kernels for rows of so many features, of any dtype."""
     return features <= (WIDEST_BACKWARD if backward else WIDEST)
 
 
@@ -230,9 +212,10 @@ def forward(
     """y of rows, in the given dtype."""
     cut = tiling(x.shape[2], backward=False)
     kernel = partial(_forward, cut=cut, centered=centered)
-    like = _like(x, x.shape, dtype)
     programs = pl.cdiv(x.shape[1], cut.block)
-    return _call(kernel, "jaxnorm_rows", cut, programs, _segment(*x.shape[1:]), like, x, scale, bias, epsilon)
+    return _call(
+        kernel, "jaxnorm_rows", cut, programs, _segment(*x.shape[1:]), like(x, x.shape, dtype), x, scale, bias, epsilon
+    )
 
 
 def backward(
@@ -247,12 +230,13 @@ def backward(
     """dx, and as many of dscale and dbias as `sums` says, of each segment."""
     segments, rows, features = x.shape
     cut = tiling(features, backward=True)
-    steps = pl.cdiv(rows, cut.block * cut.programs)
+    # So many programs in all: with as many for each of 64 segments, partial sums would be 4 of 9 passes over x.
+    steps = pl.cdiv(rows, cut.block * max(1, cut.programs // segments))
     programs = pl.cdiv(rows, cut.block * steps)
     kernel = partial(_backward, cut=cut, centered=centered, steps=steps)
-    partial_sum = _like(x, (segments, programs, features), jnp.float32)
+    partial_sum = like(x, (segments, programs, features), jnp.float32)
     one = pl.BlockSpec((None, None, features), lambda i, j: (i, j, 0))
     specs = [_segment(rows, features), *[one] * sums]
-    shapes = [_like(x, x.shape, x.dtype), *[partial_sum] * sums]
+    shapes = [like(x, x.shape, x.dtype), *[partial_sum] * sums]
     dx, *found = _call(kernel, "jaxnorm_rows_transposed", cut, programs, specs, shapes, x, scale, epsilon, g)
     return dx, *(v.sum(1) for v in found)

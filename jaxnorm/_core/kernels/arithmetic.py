@@ -1,0 +1,31 @@
+"""What kernels of several platforms compute alike, of rows that are on the chip."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+
+def inverse_root(v: Array) -> Array:
+    """1/√v, 0 for a constant, and NaN where the square of a deviation has overflowed."""
+    return jnp.where(v == 0, 0, jnp.where(v < jnp.inf, lax.rsqrt(v), jnp.nan))
+
+
+def variance(square: Array, delta: Array | None) -> Array:
+    """⟨(d − δ)²⟩ of the mean square and the mean δ of d."""
+    # No maximum: that of 0 and NaN may be 0.
+    var = square if delta is None else square - delta * delta
+    return jnp.where(var < 0, 0, var)
+
+
+def weighted(g: Array, scale: Array | None) -> Array:
+    """γ g in float32."""
+    g = g.astype(jnp.float32)
+    return g if scale is None else g * scale
+
+
+def like(x: Array, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    """A result that varies over a mesh as `x` does, under shard_map."""
+    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
