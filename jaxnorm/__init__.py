@@ -3,26 +3,34 @@
 from importlib import import_module as _import_module
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
+from jax import export as _export
+
 from jaxnorm._accumulate import accumulate, commit, merge_running
-from jaxnorm._features import FeatureStats
 from jaxnorm._functional import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
-from jaxnorm._moments import Moments, merge, moments
+from jaxnorm._moments import merge, moments
 from jaxnorm._recalibrate import recalibrate
 from jaxnorm._scaler import FeatureScaler
-from jaxnorm._spec import Spec
+from jaxnorm._spec import Spec, leaf
 from jaxnorm._specs import BatchInstanceNorm, BatchNorm, GroupNorm, Identity, InstanceNorm, LayerNorm, RMSNorm
-from jaxnorm._trees import Accumulating, Affine, GatedAffine, RunningStats
+from jaxnorm._trees import Accumulating, Affine, GatedAffine, Moments, RunningStats
 
 if _TYPE_CHECKING:
     from jaxnorm import linen, nnx
 
 __version__ = "0.1.0"
 __all__ = [
-    "Accumulating", "Affine", "BatchInstanceNorm", "BatchNorm", "FeatureScaler", "FeatureStats", "GatedAffine",
-    "GroupNorm", "Identity", "InstanceNorm", "LayerNorm", "Moments", "RMSNorm", "RunningStats", "Spec", "accumulate",
-    "batch_norm", "commit", "group_norm", "instance_norm", "layer_norm", "linen", "merge", "merge_running", "moments",
-    "nnx", "recalibrate", "rms_norm",
+    "Accumulating", "Affine", "BatchInstanceNorm", "BatchNorm", "FeatureScaler", "GatedAffine", "GroupNorm",
+    "Identity", "InstanceNorm", "LayerNorm", "Moments", "RMSNorm", "RunningStats", "Spec", "accumulate", "batch_norm",
+    "commit", "group_norm", "instance_norm", "layer_norm", "leaf", "linen", "merge", "merge_running", "moments", "nnx",
+    "recalibrate", "rms_norm",
 ]  # fmt: skip
+
+
+# Pickles and exported programs carry these names: they stay when a file gets another one.
+for _class in (Accumulating, Affine, GatedAffine, Moments, RunningStats):
+    _export.register_namedtuple_serialization(_class, serialized_name=f"jaxnorm.{_class.__name__}")
+for _class in [_found for _found in map(globals().get, __all__) if isinstance(_found, type)]:
+    _class.__module__ = "jaxnorm"
 
 
 def __getattr__(name):

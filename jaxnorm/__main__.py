@@ -9,7 +9,8 @@ def main() -> None:
     """Runs the command line, or says how to install what it needs."""
     if missing := missing_packages():
         print(
-            f"The demo needs {', '.join(missing)}, not installed here: run  pip install 'jaxnorm[demo]'",
+            f"The demo needs {', '.join(missing)}, not installed here: run  pip install '.[demo]'  in a checkout of "
+            f"the repository.",
             file=sys.stderr,
         )
         sys.exit(2)

@@ -12,6 +12,7 @@ from jaxnorm import _checks
 from jaxnorm._look import Statistics
 from jaxnorm._over import Over, real_dtype, wide_dtype
 from jaxnorm._placed import stacked
+from jaxnorm._running import shown
 from jaxnorm._states import each, opened, plain
 from jaxnorm._statistics import pooled
 from jaxnorm._trees import RunningStats, committed
@@ -50,8 +51,8 @@ def accumulate(state: State, start: ArrayLike = True) -> State:
     >>> state = jn.accumulate(state)
     >>> for part in (jnp.array([[1.0], [3.0]]), jnp.array([[8.0]])):
     ...     y, state = bn.apply(params, state, part, train=True)
-    >>> print(jn.commit(state).mean.round(3), jn.commit(state).count)  # as of one batch of three
-    [0.4] 1
+    >>> print(jn.commit(state).mean.round(3))  # as of one batch of three
+    [0.4]
     """
     plain(state, "accumulate")
     return each(lambda s: opened(s, start), state)
@@ -83,56 +84,69 @@ def merge_running(
     *states: State,
     axis: int | None = None,
     axis_name: Hashable | Sequence[Hashable] | None = None,
+    weights: Sequence[float] | ArrayLike | None = None,
 ) -> State:
     """Running statistics of replicas that trained apart, as one: the variance of their means is part of the variance.
 
-    mean = ⟨meanᵢ⟩,    var = ⟨varᵢ + |meanᵢ − mean|²⟩,    weighted by the numbers of updates
+    mean = Σ aᵢ meanᵢ,    var = Σ aᵢ (varᵢ + |meanᵢ − mean|²),    weight_sum = Σ aᵢ weight_sumᵢ,    with Σ aᵢ = 1
 
-    To average variances alone, as `jax.lax.pmean` over states does, would lose how far the means lie apart.
+    To average variances alone, as `jax.lax.pmean` over states does, would lose how far the means lie apart. What states
+    have in common counts once, however often they are merged.
 
     Args:
         states: `RunningStats`, or pytrees with such in them, as `batch_stats` of flax.linen, of one structure. With
             `axis` a single one, in which all are stacked. What else they hold is that of the first.
         axis: the axis along which they are stacked.
         axis_name: mapped axes (of vmap, pmap, shard_map): states of other devices are merged in.
+        weights: one per state, on each device, of at least 0: their data, in federated training. They are divided by
+            their sum; None weighs all the same.
 
     Returns:
-        One state, of the shapes of each. Its count is that of all updates. States without updates have no weight beside
-        others.
+        One state, of the shapes of each. A channel whose weight_sum is 0 knows nothing, and has no say beside others. A
+        variance below 0, which is none, gives NaN.
 
     Raises:
         TypeError: there is nothing to merge, or states are those of flax.nnx. ValueError: `axis` is given with several
-            states, or is none of theirs; their structures differ; counts have other axes than the first ones of the
-            means. NameError: `axis_name` is not bound.
+            states, or is none of theirs; their structures differ; `weights` are not one per state, negative, or all 0.
+            NameError: `axis_name` is not bound.
 
     Paper: Chan, Golub & LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
 
-    >>> a = jn.RunningStats(jnp.array([0.0]), jnp.array([1.0]), jnp.int32(5))
-    >>> b = jn.RunningStats(jnp.array([2.0]), jnp.array([1.0]), jnp.int32(5))
+    >>> a = jn.RunningStats(jnp.array([0.0]), jnp.array([1.0]))
+    >>> b = jn.RunningStats(jnp.array([2.0]), jnp.array([1.0]))
     >>> print(*jn.merge_running(a, b))
-    [1.] [2.] 10
+    [1.] [2.] None
     """
     _checks.several(states, axis, "merge_running")
     plain(states, "merge_running")
     over = Over((0,), _checks.names(axis_name, "merge_running"))
 
     def merged(*parts):
-        mean, var, count, *_ = jax.tree.map(stacked, *parts) if axis is None else _in_front(parts[0], axis)
-        _checks.counts(count, mean, "merge_running")
-        total, n = None, jnp.ones(mean.shape[:1])
-        if count is not None:
-            total = lax.psum(count.sum(0, dtype=count.dtype), over.names)
-            # Where nobody has updates, all weigh the same.
-            n = jnp.where(total > 0, count, 1)
-        n = jnp.broadcast_to(n.reshape(*n.shape, *[1] * (mean.ndim - n.ndim)), mean.shape).astype(real_dtype(mean))
-        found = pooled(over, Statistics(n, mean.astype(wide_dtype(mean)), None, var.astype(n.dtype)))
-        return RunningStats(found.mean[0].astype(mean.dtype), found.var[0].astype(var.dtype), total)
+        mean, var, weight_sum, *_ = jax.tree.map(stacked, *parts) if axis is None else _in_front(parts[0], axis)
+        shares = _shares(weights, mean, over)
+        total = None
+        if weight_sum is not None:
+            total = lax.psum((shares * weight_sum).sum(0), over.names)
+            known = weight_sum > 0
+            somebody = lax.psum(known.sum(0, keepdims=True, dtype=jnp.int32), over.names) > 0
+            # Where nobody knows anything, all have their initial values.
+            shares = jnp.where(known | ~somebody, shares, 0)
+        n = shares.astype(real_dtype(mean))
+        whole = pooled(over, Statistics(n, mean.astype(wide_dtype(mean)), None, shown(var).astype(n.dtype)))
+        return RunningStats(whole.mean[0].astype(mean.dtype), whole.var[0].astype(var.dtype), total)
 
     return each(merged, *states)
+
+
+def _shares(weights, mean, over):
+    """The weight of each of a stack of states, by channel; together 1, on all devices."""
+    weights = jnp.ones(mean.shape[:1]) if weights is None else jnp.asarray(weights, jnp.float32)
+    _checks.shares(weights, mean, "merge_running")
+    weights = weights / lax.psum(weights.sum(), over.names)
+    return jnp.broadcast_to(weights.reshape(-1, *[1] * (mean.ndim - 1)), mean.shape)
 
 
 def _in_front(state, axis):
     """A stack of states, with that axis as the first."""
     axis = _checks.axis(axis, state.mean.ndim, "merge_running: axis", "the mean")
-    # A count has no axis of channels: where replicas are stacked behind these, it is its last.
-    return jax.tree.map(lambda v: jnp.moveaxis(v, min(axis, v.ndim - 1), 0), state)
+    return jax.tree.map(lambda v: jnp.moveaxis(v, axis, 0), state)

@@ -16,8 +16,11 @@ def instance_norm_tracking(
 ):
     """Instance norm in training; in evaluation a norm by running statistics of what the examples had."""
     train = training(train, state, "InstanceNorm")
+    if train:
+        _checks.averages(state, "InstanceNorm")
     x = _checks.data(x, "InstanceNorm")
     channel, positions = per_example(x, channel_axis, batch_axis, "InstanceNorm")
+    _checks.positions(positions, x, "InstanceNorm")
     over = Over(positions, _checks.names(axis_name, "InstanceNorm") if train else ())
     return normalize_tracking(
         x, state, over, (channel,), scale, bias,
@@ -32,6 +35,8 @@ def batch_instance_norm(
     """A share ρ of batch norm and 1 − ρ of instance norm: (γ ρ) x̂_B + β + γ (1 − ρ) x̂_I, two norms with own scales."""
     who = "BatchInstanceNorm"
     train = training(train, state, who)
+    if train:
+        _checks.averages(state, who)
     x = _checks.data(x, who)
     channel, positions = per_example(x, channel_axis, batch_axis, who)
     names = _checks.names(axis_name, who) if train else ()

@@ -9,11 +9,15 @@ from jax import lax
 from jaxnorm._compilers import after, by_platform
 from jaxnorm._look import Statistics, look, size
 from jaxnorm._over import deviation, dot, no_more, wide_dtype
+from jaxnorm._placed import places
 
 # A pivot is poor beyond √3 standard deviations from the mean: within, the variance loses two bits at most. Each trip
 # brings it some 10⁶ times nearer, and eight are more than any float can need.
 _POOR = 3
 _TRIPS = 8
+# A pivot that is as near as this to the mean, beside its own size, comes no nearer: what overflows about it always
+# will.
+_NEAR = 2**-10
 # What surely fits into the memory on the chip of a TPU beside all else that is there.
 _ON_CHIP = 32 * 2**20
 # A pilot looks at one in so many data, along one axis.
@@ -21,32 +25,42 @@ _PILOT = 64
 
 
 def _far(delta, var):
-    """Where δ² > K var: there the pivot is poor."""
-    # An overflow is poor, too: a nearer pivot cures it.
-    near = (dot(delta, delta) <= _POOR * var) & jnp.isfinite(var)
-    return ~near & jnp.isfinite(delta)
+    """Where δ² > K var: there the pivot is poor. NaN is poor: both squares have overflowed."""
+    return ~(dot(delta, delta) <= _POOR * var)
+
+
+def _overflown(first, pivot, delta, var):
+    """Where squares overflow about a pivot, and need not about the mean: on the first look, or if that is far off."""
+    return jnp.isinf(var) & (first | (abs(delta) > _NEAR * abs(pivot)))
 
 
 def _settle(over, data, pivot, found, bare=False):
-    """Statistics about a pivot, as found; while that is poor anywhere, again about the mean just found."""
+    """Statistics about a pivot, as found; where that is poor, again about the mean just found, and there alone.
+
+    What is not poor keeps its bits: they depend on no other statistic.
+    """
 
     def poor(s):
-        trips, _, delta, var = s
-        return (trips < _TRIPS) & jnp.any(_far(delta, var))
+        trips, pivot, delta, var = s
+        return jnp.isfinite(delta) & (_far(delta, var) | _overflown(trips == 0, pivot, delta, var))
+
+    def go_on(s):
+        return (s[0] < _TRIPS) & jnp.any(poor(s))
 
     def move(s):
-        trips, pivot, delta, _ = s
-        pivot = pivot + delta
-        _, delta, var = look(over, data._replace(x=after(pivot, data.x)), pivot, n)
-        return trips + 1, pivot, delta, var
+        trips, pivot, delta, var = s
+        moved = pivot + delta
+        _, new_delta, new_var = look(over, data._replace(x=after(moved, data.x)), moved, n)
+        again = poor(s)
+        return trips + 1, *(jnp.where(again, *v) for v in ((moved, pivot), (new_delta, delta), (new_var, var)))
 
     n, delta, var = found
     # The zeros give the pivot the sharding of delta, and make it vary over a mesh as delta does.
     first = (jnp.int32(0), pivot + jnp.zeros_like(delta), delta, var)
     # The loop alone would do; a conditional around it is cheaper where x is large.
     if bare:
-        return n, *lax.while_loop(poor, move, first)[1:]
-    return n, *lax.cond(poor(first), partial(lax.while_loop, poor, move), lambda s: s, first)[1:]
+        return n, *lax.while_loop(go_on, move, first)[1:]
+    return n, *lax.cond(go_on(first), partial(lax.while_loop, go_on, move), lambda s: s, first)[1:]
 
 
 def _about_zero(over, data):
@@ -119,6 +133,14 @@ def _median(a, b, c):
     return jnp.maximum(jnp.minimum(a, b), jnp.minimum(jnp.maximum(a, b), c))
 
 
+def _about_first_mean(over, data):
+    """About the mean that a first look at the data gave, without a branch: where no part of them is a pilot for all."""
+    n, first, _ = look(over, data, None)
+    first = first + jnp.zeros((), wide_dtype(data.x))
+    _, delta, var = look(over, data._replace(x=after(first, data.x)), first, None if data.where is None else n)
+    return n, first, delta, var
+
+
 def _about_mean(over, data):
     """About the mean, from looks at rows that a GPU holds in registers."""
     x = data.x
@@ -143,21 +165,25 @@ def _ways(over, kept, data, expected):
 
     On a CPU a branch is cheap, and to subtract a pivot is not: one look about 0, and more where that was poor. On a
     TPU or GPU it is the other way round: one look about the running mean, which is seldom poor; or about a pilot,
-    where any part of the data is at hand, without a branch; on a single GPU for batch norm, too. A GPU that holds a
-    row in registers looks at it again for nothing, unless the statistics are to be kept.
+    where any part of the data is at hand, without a branch; on a single GPU for batch norm, too. With masks no part is:
+    a second look there. A GPU that holds a row in registers looks at it again for nothing, unless the statistics are to
+    be kept.
     """
     x, where, *_ = data
     zero, pilot = partial(_about_zero, over), partial(_about_pilot, over)
-    known = 0 not in x.shape and all(isinstance(x.shape[a], int) for a in over.axes)
-    at_hand = over.axes and known and jax.typeof(x).sharding.is_fully_replicated and where is None and not over.names
+    axes, placed = over.axes, places(x)
+    known = 0 not in x.shape and all(isinstance(x.shape[a], int) and placed[a] is None for a in axes)
+    at_hand = axes and known and where is None and not over.names
     if expected is not None:
         running = partial(_about_expected, over, expected)
         gpu = pilot if at_hand and _one_gpu() else running
         cpu = zero if over.names else partial(_about_zero_or, over, expected)
         return {"cpu": cpu, "cuda": gpu, "rocm": gpu, "default": running}
-    if not at_hand:
+    if over.names:
         return {"default": zero}
-    rows = over.groups is None and set(over.axes) == set(range(min(over.axes), x.ndim))
+    if not at_hand:
+        return {"cpu": zero, "default": partial(_about_first_mean, over)}
+    rows = over.groups is None and set(axes) == set(range(min(axes), x.ndim))
     gpu = partial(_about_mean, over) if rows and not kept else pilot
     return {"cpu": zero, "cuda": gpu, "rocm": gpu, "default": pilot}
 

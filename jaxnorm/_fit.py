@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnorm._features import FeatureStats
-from jaxnorm._trees import Accumulating, Affine, RunningStats
+from jaxnorm._trees import Accumulating, Affine, Moments, RunningStats
 
 
 def check(spec, axes, kind, params, state, x):
@@ -26,15 +25,15 @@ def scaler(spec, axes, params, state, x):
     """A state that belongs to a feature scaler, and fits `x`; no parameters."""
     who = type(spec).__name__
     if params is not None:
-        hint = " They are swapped: the order is apply(params, state, x)." if isinstance(params, FeatureStats) else ""
+        hint = " They are swapped: the order is apply(params, state, x)." if isinstance(params, Moments) else ""
         raise TypeError(f"{who}: params is a {type(params).__name__}, but {who} has none: pass None.{hint}")
-    if not isinstance(state, FeatureStats):
-        hint = ": jaxnorm.FeatureStats(**state)" if isinstance(state, dict) else ", as init makes it"
-        raise TypeError(f"{who}: state is a {type(state).__name__}. It must be a jaxnorm.FeatureStats{hint}.")
+    if not isinstance(state, Moments):
+        hint = ": jaxnorm.Moments(**state)" if isinstance(state, dict) else ", as init makes it"
+        raise TypeError(f"{who}: state is a {type(state).__name__}. It must be a jaxnorm.Moments{hint}.")
     if spec.kind == "minmax" and (state.min is None or state.max is None):
         raise ValueError(f"{who}(kind='minmax'): state has no extremes. Initialise it with this kind.")
     for name, value in state._asdict().items():
-        if value is None and name in ("min", "max"):
+        if value is None and (name in ("min", "max") or name.endswith("_residual")):
             continue
         if value is None or jnp.shape(value) != jnp.shape(state.mean):
             found = "None" if value is None else f"of shape {jnp.shape(value)}"

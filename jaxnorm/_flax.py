@@ -73,8 +73,8 @@ def standardized(norm, x, over, features, affine, mask):
     return normalize(x, over, features, **_arguments(norm, x, features, affine, mask), dtype=dtype)
 
 
-def tracked(norm, x, over, features, affine, mask, state, train):
-    """The norm of `x`, and its running statistics after it."""
+def tracked(norm, x, over, features, affine, mask, state, train, differentiable=False):
+    """The norm of `x`, and its running statistics after it; `differentiable`: gradients flow from these into `x`."""
     if norm.momentum is None:
         raise ValueError(
             f"{_name(norm)}: momentum=None averages by the number of updates, which Flax does not keep. A norm that "
@@ -84,7 +84,7 @@ def tracked(norm, x, over, features, affine, mask, state, train):
     if jnp.iscomplexobj(x) and not jnp.iscomplexobj(state.mean):
         state = as_complex(state, x.dtype)
     options = _arguments(norm, x, features, affine, mask) | {"momentum": norm.momentum, "ddof": 0, "dtype": dtype}
-    return normalize_tracking(x, state, over, features, train=train, **options)
+    return normalize_tracking(x, state, over, features, train=train, differentiable=differentiable, **options)
 
 
 def write(variable, value):
@@ -131,7 +131,7 @@ def _arguments(norm, x, features, affine, mask):
     shape = [x.shape[a] for a in features]
     # nnx keeps one vector, along however many axes it lies.
     scale, bias = (v.reshape(shape) if v is not None and v.size == math.prod(shape) else v for v in affine)
-    mask = _mask(norm, x, mask)
+    mask = _checks.where(_mask(norm, x, mask), x, _name(norm), "mask")
     return {"scale": scale, "bias": bias, "epsilon": norm.epsilon, "where": mask, "who": _name(norm)}
 
 

@@ -17,6 +17,7 @@ Data = Inexact[ArrayLike, "..."]
 Result = Inexact[Array, "..."]
 
 
+@_checks.in_other_words
 def instance_norm(
     x: Data,
     scale: ArrayLike | None = None,
@@ -59,10 +60,12 @@ def instance_norm(
     """
     x = _checks.data(x, "instance_norm")
     channel, positions = per_example(x, channel_axis, batch_axis, "instance_norm")
+    _checks.positions(positions, x, "instance_norm")
     over = Over(positions, _checks.names(axis_name, "instance_norm"))
     return normalize(x, over, (channel,), scale, bias, epsilon=epsilon, where=where, who="instance_norm")
 
 
+@_checks.in_other_words
 def layer_norm(
     x: Data,
     scale: ArrayLike | None = None,
@@ -111,6 +114,7 @@ def layer_norm(
     )  # fmt: skip
 
 
+@_checks.in_other_words
 def rms_norm(
     x: Data,
     scale: ArrayLike | None = None,
@@ -158,6 +162,7 @@ def rms_norm(
     )  # fmt: skip
 
 
+@_checks.in_other_words
 def group_norm(
     x: Data,
     scale: ArrayLike | None = None,
@@ -206,6 +211,7 @@ def group_norm(
     return normalize(x, over, (channel,), scale, bias, epsilon=epsilon, where=where, who="group_norm")
 
 
+@_checks.in_other_words
 def batch_norm(
     x: Data,
     state: RunningStats | Accumulating | None,
@@ -235,8 +241,9 @@ def batch_norm(
             the same size or 1.
         train: a Python bool: normalize with the batch's statistics and update the state, or with the state.
         channel_axis: the axis of features: -1 for NHWC, 1 for NCHW.
-        momentum: m, the weight of the old value (PyTorch's is 1 − m); None averages all updates equally
-            (updates of the state: a channel that some of them leave out keeps a share of its initial value).
+        momentum: m, the weight of the old value (PyTorch's is 1 − m); None averages all updates equally, and needs
+            a state with a `weight_sum`. With one, averages are of the data alone from the first update on, without it
+            m^steps is left of the initial state.
         epsilon: ε, a number of at least 0.
         ddof: 1 makes the running variance the unbiased one, as in PyTorch. y uses the biased one always.
         where: booleans or non-negative weights, with the dimensions of `x`, each of the same size or 1: what counts in
@@ -267,6 +274,8 @@ def batch_norm(
      [ 1.  1.]] [0.2 2. ]
     """
     train = training(train, state, "batch_norm")
+    if train:
+        _checks.averages(state, "batch_norm")
     x = _checks.data(x, "batch_norm")
     channel = _checks.axis(channel_axis, x.ndim, "batch_norm: channel_axis")
     names = _checks.names(axis_name, "batch_norm") if train else ()

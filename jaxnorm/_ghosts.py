@@ -43,6 +43,8 @@ def _pieces(ghost, over, x, who):
     """How many examples a piece has, and which ghost each piece of the batch is of, if any is cut across devices."""
     _checks.ghost(ghost, over, x, who)
     share, devices = x.shape[0], lax.psum(1, over.names)
+    if not isinstance(share, int):
+        return ghost, ()
     piece = math.gcd(ghost, share)
     each = ghost // piece
     return piece, tuple(i // each for i in range(devices * share // piece)) if each > 1 else ()

@@ -131,7 +131,8 @@ class Over(NamedTuple):
         # the first axis: if that is over devices, this sum goes along with others in one collective.
         boolean = where.dtype == jnp.bool_
         w = where.astype(jnp.int32 if boolean else real_dtype(x))
-        w = w if boolean else jnp.where(included(where), w, 0)
+        # A weight below 0 is none. Where it is traced, that shows in all that shares the statistic.
+        w = w if boolean else jnp.where(w >= 0, w, jnp.nan)
         axes = tuple(sorted(self.axes))
         total = w.sum(axes[1:], keepdims=True).astype(real_dtype(x)).sum(axes[:1], keepdims=True)
         copies = math.prod(x.shape[a] for a in self.axes if where.shape[a] == 1)

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 
-def _spec(x):
+def places(x):
     """Where `x` lies, axis by axis: a name of an explicit axis of a mesh, several, or None."""
     return [*jax.typeof(x).sharding.spec, *[None] * x.ndim][: x.ndim]
 
 
 def _placed(v, spec, x):
     """`v` on the mesh that it or `x` is on."""
-    if _spec(v) == spec:
+    if places(v) == spec:
         return v
     mesh = next(mesh for mesh in (jax.typeof(a).sharding.mesh for a in (x, v)) if not mesh.empty)
     return jax.sharding.reshard(v, NamedSharding(mesh, PartitionSpec(*spec)))
@@ -25,42 +25,28 @@ def along(v, x) -> Any:
     """A vector in the dimensions of `x`, as `x` lies."""
     if v is None:
         return None
-    return _placed(v, [s if n != 1 else None for s, n in zip(_spec(x), v.shape, strict=True)], x)
+    return _placed(v, [s if n != 1 else None for s, n in zip(places(x), v.shape, strict=True)], x)
 
 
 def back(new, old):
     """A new array as an old one of its shape lies: a carry of a loop stays what it was."""
-    return _placed(new, _spec(old), old)
+    return _placed(new, places(old), old)
 
 
 def stacked(*vectors):
     """Vectors of one shape in a stack, each as the first lies that is sharded."""
-    first = next((v for v in vectors if any(_spec(v))), vectors[0])
+    first = next((v for v in vectors if any(places(v))), vectors[0])
     return jnp.stack([back(v, first) for v in vectors])
 
 
 def gathered(v, axis):
     """A vector, whole along an axis."""
-    return _placed(v, [None if a == axis else s for a, s in enumerate(_spec(v))], v)
-
-
-def anywhere(some, channels, count):
-    """Whether something holds on any device with the same count, where channels are sharded and their count is not.
-
-    Under shard_map with check_vma=False nobody knows what is the same.
-    """
-    names = tuple(_varying(channels) - _varying(count))
-    return jax.lax.pmax(some.astype(jnp.int32), names) > 0 if names else some
-
-
-def _varying(v):
-    """The axes of a mesh along which a value differs, under shard_map."""
-    return jax.typeof(v).manual_axis_type.varying
+    return _placed(v, [None if a == axis else s for a, s in enumerate(places(v))], v)
 
 
 def split(v, pieces):
     """Axis 0 in so many pieces: these lie as the axis did, or else what is in them."""
-    spec, shape = _spec(v), (pieces, v.shape[0] // pieces if pieces else 1, *v.shape[1:])
+    spec, shape = places(v), (pieces, v.shape[0] // pieces if pieces else 1, *v.shape[1:])
     if spec[0] is None:
         return v.reshape(shape)
     sharding = jax.typeof(v).sharding
@@ -72,4 +58,4 @@ def split(v, pieces):
 
 def joined(v, x):
     """The same undone, as `x` lies."""
-    return v.reshape(x.shape, out_sharding=jax.typeof(x).sharding if any(_spec(x)) else None)
+    return v.reshape(x.shape, out_sharding=jax.typeof(x).sharding if any(places(x)) else None)

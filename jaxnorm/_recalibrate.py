@@ -31,11 +31,12 @@ def recalibrate(step: Callable[[State, Any], State], state: State, batches: Iter
             time, so a progress bar around it tells the truth.
 
     Returns:
-        The state, with new running statistics; `count` is the number of calls with data. Channels without data keep
-        their statistics.
+        The state, with new running statistics; a `weight_sum` is 1, or where the norm has `momentum=None` the number of
+        calls with data. Channels without data keep their statistics.
 
     Raises:
-        ValueError: there are no running statistics in `state`, no batches, or a norm that saw none of them.
+        ValueError: there are no running statistics in `state`, no batches, a norm that saw none of them, or one that
+            saw one value per statistic in every call, as with the rows of one array for batches.
         TypeError: `step` returns something else; the state is traced.
 
     Paper: Ioffe & Szegedy 2015, "Batch Normalization", algorithm 2; Wu & Johnson 2021, "Rethinking 'Batch' in
@@ -49,28 +50,28 @@ def recalibrate(step: Callable[[State, Any], State], state: State, batches: Iter
     [4.] [8.7]
     """
     some(named(state))
-    state = run(step, each(emptied, state), batches)
-    came(named(state))
+    state, calls = run(step, each(emptied, state), batches)
+    came(named(state), calls)
     return each(committed, state)
 
 
 def run(step, state, batches):
-    """The state after all batches."""
+    """The state after all batches, and how many there were."""
     if any(isinstance(v, Tracer) for v in jax.tree.leaves(state)):
         raise TypeError("recalibrate: the state is traced. Call it outside of jit: it compiles the step by itself.")
-    step, empty = jax.jit(step), True
+    step, calls = jax.jit(step), 0
     for batch in batches:
         # Else batches would pile up in a queue of the device.
         jax.block_until_ready(state)
-        old, state, empty = state, step(state, batch), False
+        old, state, calls = state, step(state, batch), calls + 1
         if jax.tree.structure(state) != jax.tree.structure(old) and _places(state) != _places(old):
             raise TypeError(
                 f"recalibrate: step gave a {type(state).__name__} of another structure than the state. It is a "
                 f"function (state, batch) → state: return that alone, without y."
             )
-    if empty:
+    if not calls:
         raise ValueError("recalibrate: there are no batches. An iterator that was used up gives none.")
-    return state
+    return state, calls
 
 
 def _places(state):
@@ -87,14 +88,20 @@ def some(states):
         )
 
 
-def came(states):
-    """To all of these."""
+def came(states, calls):
+    """To all of these, and more than one value per statistic in some of the calls."""
     counts = {name: state.seen.count if isinstance(state, Accumulating) else 0 for name, state in states.items()}
     if missed := [name or "the state" for name, count in counts.items() if not jnp.any(count > 0)]:
         raise ValueError(
             f"recalibrate: no data came to {', '.join(missed)}. Is the norm called, with the state that the step was "
             f"given, does where include something, and is the norm one of jaxnorm? flax.linen.BatchNorm has a drop-in "
             f"replacement: jaxnorm.linen.BatchNorm."
+        )
+    single = [name or "the state" for name, count in counts.items() if calls > 1 and jnp.all(count == calls)]
+    if single:
+        raise ValueError(
+            f"recalibrate: each of {calls} batches gave {', '.join(single)} one value per statistic, which has no "
+            f"variance. Of one array x, each entry along its first axis is a batch: to make all of it one, write [x]."
         )
 
 
@@ -105,8 +112,47 @@ def arguments(batch):
     return (tuple(batch) if isinstance(batch, tuple | list) else (batch,)), {}
 
 
-def told(call, kwargs):
-    """Keyword arguments that a model is called with: in evaluation, where it wants to know."""
-    train = inspect.signature(call).parameters.get("train")
-    wants = train is not None and train.default is train.empty
-    return {"train": False, **kwargs} if wants else kwargs
+_FLAGS = {"train": False, "training": False, "is_training": False, "deterministic": True}
+"""How models are told to evaluate."""
+
+
+def told(call, args, kwargs):
+    """Keyword arguments with which a model evaluates these inputs, where they fit it. `call` is a bound method."""
+    every = inspect.signature(call).parameters
+    kinds = {p.kind for p in every.values()}
+    parameters = {n: p for n, p in every.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    by_position = [n for n, p in parameters.items() if p.kind is not p.KEYWORD_ONLY]
+    taken = dict(zip(by_position, args, strict=False))
+    most = len(args) if inspect.Parameter.VAR_POSITIONAL in kinds else len(by_position)
+    _check_positions(taken, len(args), most)
+    evaluate = {name: value for name, value in _FLAGS.items() if _asks(parameters.get(name)) and name not in taken}
+    kwargs = {**evaluate, **kwargs}
+    missing = [n for n, p in parameters.items() if p.default is p.empty and n not in taken and n not in kwargs]
+    if missing:
+        raise TypeError(
+            f"recalibrate: the model requires {', '.join(missing)}. Give it to recalibrate, as {missing[0]}=..., or in "
+            f"each batch: {{'x': x, {missing[0]!r}: ...}}."
+        )
+    return kwargs
+
+
+def _check_positions(taken, count, most):
+    """Says where arguments by position can't mean what was meant."""
+    flags = {"use_running_average", *_FLAGS}
+    misplaced = [name for name, value in taken.items() if name in flags and not _is_flag(value)]
+    if count > most or misplaced:
+        where = f"one of which is {misplaced[0]}" if misplaced else f"and it takes {most}"
+        raise TypeError(
+            f"recalibrate: a batch gives the model {count} arguments by position, {where}. Leave labels out: "
+            f"(x for x, _ in batches). Give a mask by its name, as in {{'x': x, 'mask': mask}}."
+        )
+
+
+def _is_flag(value):
+    """Whether it says yes or no: within the compiled step, a flag of a batch is an array of that."""
+    return jnp.shape(value) == () and jnp.result_type(value) == jnp.bool_
+
+
+def _asks(flag):
+    """Whether a parameter wants to be told: it is required, or True or False by default."""
+    return flag is not None and (flag.default is flag.empty or isinstance(flag.default, bool))

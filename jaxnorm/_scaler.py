@@ -8,17 +8,17 @@ from jax import lax
 from jaxtyping import ArrayLike, DTypeLike
 
 from jaxnorm import _checks, _fit
-from jaxnorm._features import FeatureStats, features, joined, unseen
 from jaxnorm._functional import Axes, Data, Names, Result
 from jaxnorm._look import narrowed
 from jaxnorm._over import Over, deviation, included, wide_dtype, wider
 from jaxnorm._placed import along, back
-from jaxnorm._spec import Frozen, spec
+from jaxnorm._spec import Frozen
+from jaxnorm._stream import features, joined, with_residuals
+from jaxnorm._trees import Moments
 
 _KINDS = ("standard", "minmax")
 
 
-@spec
 class FeatureScaler(Frozen):
     """Input features on one scale, by exact statistics of all data seen.
 
@@ -33,7 +33,7 @@ class FeatureScaler(Frozen):
     show it the data first, once, and then use it with `train=False`. `jn.recalibrate` leaves it as it is.
 
     Static: `channel_axis`, the axis of features; `kind`; `axis_name`, mapped axes over which the data are sharded.
-    params: None; state: `FeatureStats` of (channels,). A missing entry, excluded by `where`, may be NaN, and is scaled
+    params: None; state: `Moments` of (channels,). A missing entry, excluded by `where`, may be NaN, and is scaled
     as the mean of its feature. Raises ValueError where `kind` is another one.
 
     Paper: LeCun, Bottou, Orr & Müller 1998, "Efficient BackProp", section 4.3; for merging, Chan, Golub & LeVeque 1979.
@@ -58,7 +58,7 @@ class FeatureScaler(Frozen):
         if self.kind not in _KINDS:
             raise ValueError(f"FeatureScaler: kind={self.kind!r} is none of {_KINDS}.")
 
-    def init(self, features: Axes, dtype: DTypeLike | None = None) -> tuple[None, FeatureStats]:
+    def init(self, features: Axes, dtype: DTypeLike | None = None) -> tuple[None, Moments]:
         """No parameters, and the state of a scaler that has seen nothing.
 
         Args:
@@ -74,16 +74,16 @@ class FeatureScaler(Frozen):
         shape = _fit.features(self, self._axes, features)
         dtype = _fit.param_dtype(dtype, "FeatureScaler")
         _fit.ordered(self, dtype)
-        return None, unseen(jnp.zeros(shape, wide_dtype(jnp.zeros((), dtype))), self.kind == "minmax")
+        return None, Moments.zeros(shape, dtype, extremes=self.kind == "minmax")
 
     def apply(
-        self, params: None, state: FeatureStats, x: Data, *, train: bool, where: ArrayLike | None = None
-    ) -> tuple[Result, FeatureStats]:
+        self, params: None, state: Moments, x: Data, *, train: bool, where: ArrayLike | None = None
+    ) -> tuple[Result, Moments]:
         """The scaled `x`, and the state after it.
 
         Args:
             params: None.
-            state: `FeatureStats`.
+            state: `Moments`.
             x: floating point, or for kind="standard" complex, with the features along `channel_axis`.
             train: a Python bool: merge `x` into the state first, or not.
             where: booleans or weights with the dimensions of `x`: what counts.
@@ -105,7 +105,7 @@ class FeatureScaler(Frozen):
         train = _checks.train(train, who)
         x = self._fitting(params, state, x)
         where = _checks.where(where, x, who)
-        by = state
+        by = state = with_residuals(state)
         if train:
             channel = self._axes[0] % x.ndim
             over = Over(tuple(a for a in range(x.ndim) if a != channel), _checks.names(self.axis_name, who))
@@ -118,13 +118,13 @@ class FeatureScaler(Frozen):
             x_ = jnp.where(included(where) | jnp.isfinite(x_), x_, self._vector(by.mean, x_))
         return narrowed(deviation(x_, origin, rest) / unit, where, x.dtype), state
 
-    def inverse(self, state: FeatureStats, y: Data) -> Result:
+    def inverse(self, state: Moments, y: Data) -> Result:
         """The data that `apply` scaled to `y`.
 
         x = μ + σ y,    or    x = min + (max − min) y
 
         Args:
-            state: `FeatureStats`.
+            state: `Moments`.
             y: scaled data, with the features along `channel_axis`.
 
         Returns:
@@ -138,7 +138,10 @@ class FeatureScaler(Frozen):
         >>> print(scaler.inverse(state, jnp.array([[-1.0], [0.0]])).T)
         [[10. 20.]]
         """
+        if isinstance(y, Moments):
+            raise TypeError("FeatureScaler.inverse: y is Moments, and the state comes first: inverse(state, y).")
         y = self._fitting(None, state, y)
+        state = with_residuals(state)
         y_ = y.astype(wider(wide_dtype(y), state.mean.dtype))
         origin, rest, unit = self._measure(state, y_)
         return ((unit * y_ + rest) + origin).astype(y.dtype)
@@ -155,7 +158,7 @@ class FeatureScaler(Frozen):
             # A mean in two numbers is as exact as this: what deviates less is a constant that was rounded.
             least = 64 * jnp.finfo(state.std.dtype).eps ** 2 * abs(state.mean)
             spread = jnp.where((state.std > least) & jnp.isfinite(state.std), state.std, 0)
-            origin, rest = state.mean, state.mean_rest
+            origin, rest = state.mean, state.mean_residual
         else:
             origin = jnp.where(state.count > 0, state.min, 0)
             rest, spread = jnp.zeros_like(origin), jnp.where(state.count > 0, state.max - origin, 0)

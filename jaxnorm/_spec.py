@@ -1,8 +1,10 @@
 """What the nouns share: frozen pytrees. Numbers are leaves, to jit, vmap and differentiate; structure is static."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Protocol, dataclass_transform, runtime_checkable
+from functools import cache
+from typing import Any, ClassVar, Protocol, Self, dataclass_transform, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -39,17 +41,58 @@ class Spec(Protocol):
         ...
 
 
-def leaf(*, default: ArrayLike | None) -> Any:
-    """A number that is part of the pytree; every other field is structure."""
+def leaf(*, default: Any = dataclasses.MISSING) -> Any:
+    """A field of a spec that is a number, and part of the pytree: `jit` takes it as data, `vmap` and `grad` reach it.
+
+    Every other field of a subclass is structure: known when tracing, compared and hashed.
+
+    Args:
+        default: the number, or an array of any shape; without it the field has to be given.
+
+    Returns:
+        A field = what a dataclass makes of the annotation.
+
+    >>> class Scaled(jn.BatchNorm):
+    ...     factor: float = jn.leaf(default=2.0)
+    >>> len(jax.tree.leaves(Scaled()))  # momentum, epsilon, factor
+    3
+    """
     return dataclasses.field(default=default, metadata={"leaf": True})
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True, eq_default=False, field_specifiers=(leaf,))
-def spec(cls):
-    """A frozen dataclass, and a pytree."""
-    cls = dataclasses.dataclass(frozen=True, kw_only=True, eq=False)(cls)
-    cls._numbers = tuple(f.name for f in dataclasses.fields(cls) if "leaf" in f.metadata)
-    cls._static = tuple(f.name for f in dataclasses.fields(cls) if "leaf" not in f.metadata)
+def _is_leaf(field: dataclasses.Field) -> bool:
+    return "leaf" in field.metadata
+
+
+def _redeclared(cls):
+    """Fields of bases that a class declares again: they stay what they are there, a number or structure."""
+    known = {f.name: f for base in cls.__mro__[1:] if dataclasses.is_dataclass(base) for f in dataclasses.fields(base)}
+    annotated = inspect.get_annotations(cls)
+    for name, field in known.items():
+        if name in vars(cls) and name not in annotated:
+            raise TypeError(
+                f"{cls.__name__}.{name} overrides a field without an annotation, and would be none. Write {name}: "
+                f"{getattr(field.type, '__name__', field.type)} = ..., or set it in the constructor."
+            )
+        if name not in annotated:
+            continue
+        default = vars(cls).get(name, dataclasses.MISSING)
+        if isinstance(default, dataclasses.Field):
+            if _is_leaf(default) != _is_leaf(field):
+                kinds = ("a leaf", "static") if _is_leaf(field) else ("static", "a leaf")
+                raise TypeError(f"{cls.__name__}.{name} is {kinds[0]} in its base class, and can't be {kinds[1]} here.")
+        elif _is_leaf(field):
+            setattr(cls, name, leaf(default=default))
+
+
+def _pytree(cls):
+    """Makes a class a frozen dataclass, and a pytree."""
+    _redeclared(cls)
+    # It changes the class in place: the one that is being defined.
+    dataclasses.dataclass(frozen=True, kw_only=True, eq=False)(cls)
+    cls.__init__ = _checks.in_other_words(cls.__init__)
+    cls._numbers = tuple(f.name for f in dataclasses.fields(cls) if _is_leaf(f))
+    cls._static = tuple(f.name for f in dataclasses.fields(cls) if not _is_leaf(f))
 
     def structure(spec):
         return tuple(getattr(spec, name) for name in cls._static)
@@ -68,23 +111,28 @@ def spec(cls):
         return spec
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
-    return cls
 
 
-@spec
+@dataclass_transform(frozen_default=True, kw_only_default=True, eq_default=False, field_specifiers=(leaf,))
 class Frozen:
-    """What specs are, whatever they normalize: values to compare, to hash and to put into a program."""
+    """What specs are, whatever they normalize: values to compare, to hash and to put into a program.
+
+    A subclass is one by being defined, a user's, too: its annotated fields are structure, and `jn.leaf` ones numbers.
+    """
 
     _numbers: ClassVar[tuple[str, ...]]
     _static: ClassVar[tuple[str, ...]]
 
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        _pytree(cls)
+
     def __post_init__(self):
         for name in self._static:
-            value = getattr(self, name)
-            if isinstance(value, list | range):
-                object.__setattr__(self, name, tuple(value))
-            elif isinstance(value, np.integer | np.bool_):
-                object.__setattr__(self, name, value.item())
+            value = _checks.several_axes(getattr(self, name))
+            value = value.item() if isinstance(value, np.integer | np.bool_) else value
+            object.__setattr__(self, name, value)
+        _checks.channel_axis(getattr(self, "channel_axis", -1), type(self).__name__)
 
     def _leaves(self):
         """The numbers that mean something: a vmap over a spec maps all of them."""
@@ -106,6 +154,18 @@ class Frozen:
         """The axes that a scale lies along."""
         axes = getattr(self, "axis", getattr(self, "channel_axis", -1))
         return axes if isinstance(axes, tuple) else (axes,)
+
+    def in_axes(self) -> Self:
+        """What `jax.vmap` wants for a spec of which some numbers are stacked: 0 for these, None for the others.
+
+        >>> specs = jn.BatchNorm(momentum=jnp.array([0.5, 0.9]))
+        >>> params, state = jn.BatchNorm().init(1)
+        >>> def train(spec):
+        ...     return spec.apply(params, state, jnp.array([[1.0], [3.0]]), train=True)[1].mean
+        >>> print(jax.vmap(train, in_axes=(specs.in_axes(),))(specs).T.round(3))
+        [[1.  0.2]]
+        """
+        return jax.tree.map(lambda v: 0 if jnp.ndim(v) else None, self)
 
     def features(self, shape: Sequence[int]) -> int | tuple[int, ...]:
         """What `init` wants for data of this shape.
@@ -134,7 +194,13 @@ def _same(a, b):
     return a.shape == b.shape and a.dtype == b.dtype and bool((a == b).all())
 
 
-@spec
+@cache
+def _keywords(verb):
+    """The keywords that a verb takes beside those of a call of `apply`."""
+    parameters = inspect.signature(verb).parameters.values()
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("train", "where")]
+
+
 class Norm(Frozen):
     """What the norms share: a scale and a bias over some axes, and one call."""
 
@@ -150,9 +216,15 @@ class Norm(Frozen):
         """Whether there are running statistics."""
         return False
 
+    @property
+    def _weighted(self) -> bool:
+        """Whether running averages have to know for how much data they stand."""
+        return getattr(self, "debias", False) or getattr(self, "momentum", None) is None
+
     def _arguments(self):
-        """The keyword arguments of the verb."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if not f.name.startswith("use_")}
+        """The keyword arguments of the verb, those of its fields that the verb knows."""
+        verb = type(self)._tracking if self._tracks else type(self)._verb
+        return {name: getattr(self, name) for name in _keywords(verb) if name in (*self._numbers, *self._static)}
 
     def init(self, features: Axes, dtype: DTypeLike | None = None) -> tuple[Affine, Any]:
         """Parameters (scale 1, bias 0) and state, by shape alone.
@@ -172,8 +244,9 @@ class Norm(Frozen):
         dtype = _fit.param_dtype(dtype, type(self).__name__)
         scale = jnp.ones(shape, dtype) if self.use_scale else None
         bias = jnp.zeros(shape, dtype) if self.use_bias else None
-        return Affine(scale, bias), initial(shape, dtype) if self._tracks else None
+        return Affine(scale, bias), initial(shape, dtype, self._weighted) if self._tracks else None
 
+    @_checks.in_other_words
     def apply(
         self, params: Affine | GatedAffine, state: Any, x: Data, *, train: bool, where: ArrayLike | None = None
     ) -> tuple[Result, Any]:

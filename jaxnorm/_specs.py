@@ -7,33 +7,34 @@ from jaxtyping import ArrayLike, DTypeLike
 
 from jaxnorm import _between, _checks, _fit, _functional
 from jaxnorm._functional import Axes, Implementation, Names
-from jaxnorm._spec import Norm, leaf, spec
+from jaxnorm._spec import Norm, leaf
 from jaxnorm._trees import Affine, GatedAffine
 
 
-@spec
 class BatchNorm(Norm):
     """Batch normalization, `jn.batch_norm` with its parameters and running statistics.
 
     y = γ (x − μ) / √(σ² + ε) + β,    statistics of the batch in training, running ones in evaluation
 
     Leaves: `momentum`, `epsilon`. The rest is static. params: `Affine` of (channels,); state: `RunningStats`. With
-    `virtual_batch_size`, so many examples in a row are normalized on their own in training. Raises what `jn.batch_norm`
-    does, when it is applied.
+    `debias=True` or `momentum=None`, `init` gives it a `weight_sum`, and averages are of the data alone: evaluation is
+    right from the first update on. With `virtual_batch_size`, so many examples in a row are normalized on their own in
+    training. Raises what `jn.batch_norm` does, when it is applied.
 
     Paper: Ioffe & Szegedy 2015, "Batch Normalization".
 
     >>> bn = jn.BatchNorm(momentum=0.9)
     >>> params, state = bn.init(2)
     >>> y, state = bn.apply(params, state, jnp.array([[1.0, 10.0], [3.0, 30.0]]), train=True)
-    >>> print(state.mean.round(3), state.count)
-    [0.2 2. ] 1
+    >>> print(state.mean.round(3))
+    [0.2 2. ]
     """
 
     _tracking = _functional.batch_norm
 
     channel_axis: int = -1
     momentum: ArrayLike | None = leaf(default=0.99)
+    debias: bool = False
     epsilon: ArrayLike = leaf(default=1e-5)
     ddof: int = 0
     axis_name: Names | None = None
@@ -44,7 +45,6 @@ class BatchNorm(Norm):
         return True
 
 
-@spec
 class InstanceNorm(Norm):
     """Instance normalization, `jn.instance_norm` with its parameters.
 
@@ -55,9 +55,9 @@ class InstanceNorm(Norm):
     With `track`, evaluation is by running statistics, as with `track_running_stats` of PyTorch, and the state is
     `RunningStats`: per channel, the averages over examples of their means and variances. How far means lie apart is no
     part of the variance. mean ← m · mean + (1 − m) · ⟨μᵢ⟩,  var ← m · var + (1 − m) · ⟨σᵢ² nᵢ / (nᵢ − ddof)⟩. Examples
-    with nᵢ ≤ ddof are left out. `momentum` and `ddof` are those of `jn.batch_norm`, `momentum=None` included. Where the
-    examples are on several devices under shard_map, average `mean` and `var` over them: `jax.lax.pmean`. Raises what
-    `jn.instance_norm` does, when it is applied.
+    with nᵢ ≤ ddof are left out. `momentum` and `ddof` are those of `jn.batch_norm`, `debias` that of `jn.BatchNorm`.
+    Where the examples are on several devices under shard_map, average `mean` and `var` over them: `jax.lax.pmean`.
+    Raises what `jn.instance_norm` does, when it is applied.
 
     Paper: Ulyanov, Vedaldi & Lempitsky 2016, "Instance Normalization".
 
@@ -76,6 +76,7 @@ class InstanceNorm(Norm):
     axis_name: Names | None = None
     track: bool = False
     momentum: ArrayLike | None = leaf(default=0.99)
+    debias: bool = False
     ddof: int = 0
 
     @property
@@ -83,14 +84,9 @@ class InstanceNorm(Norm):
         return self.track
 
     def _leaves(self):
-        return self._numbers if self.track else ("epsilon",)
-
-    def _arguments(self):
-        tracking = ("track",) if self.track else ("track", "momentum", "ddof")
-        return {name: value for name, value in super()._arguments().items() if name not in tracking}
+        return tuple(name for name in self._numbers if self.track or name != "momentum")
 
 
-@spec
 class BatchInstanceNorm(Norm):
     """Batch-instance normalization: per channel, a share of batch norm and the rest of instance norm.
 
@@ -123,6 +119,7 @@ class BatchInstanceNorm(Norm):
     channel_axis: int = -1
     batch_axis: Axes | None = 0
     momentum: ArrayLike | None = leaf(default=0.99)
+    debias: bool = False
     epsilon: ArrayLike = leaf(default=1e-5)
     ddof: int = 0
     axis_name: Names | None = None
@@ -140,7 +137,6 @@ class BatchInstanceNorm(Norm):
         return GatedAffine(gate.real, scale, bias), state
 
 
-@spec
 class LayerNorm(Norm):
     """Layer normalization, `jn.layer_norm` with its parameters.
 
@@ -164,7 +160,6 @@ class LayerNorm(Norm):
     implementation: Implementation = None
 
 
-@spec
 class RMSNorm(Norm):
     """Root mean square normalization, `jn.rms_norm` with its parameters.
 
@@ -190,7 +185,6 @@ class RMSNorm(Norm):
     implementation: Implementation = None
 
 
-@spec
 class GroupNorm(Norm):
     """Group normalization, `jn.group_norm` with its parameters.
 
@@ -222,7 +216,6 @@ class GroupNorm(Norm):
         return super().init(features, dtype)
 
 
-@spec
 class Identity(Norm):
     """No normalization: the affine map alone, in the place of a norm.
 

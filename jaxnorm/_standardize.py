@@ -14,8 +14,9 @@ from jaxnorm._tangents import moving, plus, times
 
 
 def _rsqrt(v):
-    """1/√v, and 0 where v = 0: a constant has no deviation to divide, also with ε = 0."""
-    return jax.lax.rsqrt(jnp.where(v > 0, v, jnp.inf))
+    """1/√v; 0 where v = 0, as a constant has no deviation to divide, also with ε = 0; NaN where v is no number or ∞."""
+    v = jnp.where(v < jnp.inf, v, jnp.nan)
+    return jax.lax.rsqrt(jnp.where(v == 0, jnp.inf, v))
 
 
 def _factor(pivot, v):
@@ -24,22 +25,30 @@ def _factor(pivot, v):
         return _rsqrt(v)
 
     # Where the mean square of x is 0, so is x, and any number does: this one lets a GPU keep a row in registers.
+    # The remainder of ∞ is NaN: a select, or a second use of v, would keep the row from staying in registers.
     def some(v):
-        return jax.lax.rsqrt(jnp.maximum(v, jnp.finfo(v.dtype).tiny))
+        limits = jnp.finfo(v.dtype)
+        return jax.lax.rsqrt(jnp.maximum(jax.lax.rem(v, limits.max.astype(v.dtype)), limits.tiny))
 
     return by_platform(v, cpu=_rsqrt, default=some)
 
 
-def _finite(d, where):
+def _finite(d, x, where):
     """`d`, and 0 where padding is NaN or Inf: what follows would turn a cotangent of 0 into 0 · NaN."""
-    return d if where is None else jnp.where(included(where) | jnp.isfinite(d), d, 0)
+    return d if where is None else jnp.where(included(where) | jnp.isfinite(x), d, 0)
+
+
+def _deviation(copy, x, where, pivot, delta):
+    """x − μ, from operands of its own."""
+    x, *mean = own_copies(copy, x, pivot, delta)
+    return _finite(deviation(x, *mean), x, where)
 
 
 def _value(dtype, x, where, pivot, delta, var, scale, bias, epsilon):
     """y = (x − μ) · scale / √(var + ε) + bias, with μ = pivot + delta."""
     a = _factor(pivot, var + epsilon).astype(wide_dtype(x))
     a = a if scale is None else a * scale.astype(a.dtype)
-    y = _finite(deviation(*own_copies(2, x, pivot, delta)), where) * a
+    y = _deviation(2, x, where, pivot, delta) * a
     return narrowed(y if bias is None else y + bias.astype(a.dtype), where, dtype)
 
 
@@ -66,7 +75,7 @@ def _terms_of_vectors(x, where, pivot, delta, r, s, dx, dmean, dr, dscale, dbias
         # d slope = (x − p) slope − δ slope: the second is a vector, and one fewer is left to read beside x.
         shift, delta = plus(shift, times(-delta, slope)), None
     x_, *mean, a = own_copies(4, x, pivot, delta, r * s)
-    return times(a, dx), _filled(shift, x), times(_finite(deviation(x_, *mean), where), _filled(slope, x))
+    return times(a, dx), _filled(shift, x), times(_finite(deviation(x_, *mean), x_, where), _filled(slope, x))
 
 
 def _terms_each(x, where, pivot, delta, r, s, dx, dmean, dr, dscale, dbias):
@@ -74,7 +83,7 @@ def _terms_each(x, where, pivot, delta, r, s, dx, dmean, dr, dscale, dbias):
 
     def copies(copy):
         x_, *mean, r_, s_ = own_copies(copy, x, pivot, delta, r, s)
-        return _finite(deviation(x_, *mean), where), r_, s_
+        return _finite(deviation(x_, *mean), x_, where), r_, s_
 
     (d4, _, s4), (d5, r5, _), (_, r6, s6), (_, _, s7) = map(copies, (4, 5, 6, 7))
     return (

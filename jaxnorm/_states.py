@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from jaxnorm._features import unseen
 from jaxnorm._over import wide_dtype
+from jaxnorm._stream import unseen
 from jaxnorm._trees import Accumulating, RunningStats, committed, fields, recalibrating
 
 
@@ -54,7 +54,7 @@ def tracks(node) -> bool:
 def _read(node):
     if not isinstance(node, Mapping):
         return node
-    running = RunningStats(node["mean"], node["var"], node.get("count"))
+    running = RunningStats(node["mean"], node["var"], node.get("weight_sum"))
     return Accumulating(*running, node["before"], node["seen"]) if "seen" in node else running
 
 
@@ -68,7 +68,7 @@ def _others(node):
 def _written(state, node, others):
     if not isinstance(node, Mapping):
         return state
-    new = {name: value for name, value in fields(state).items() if name != "count" or name in node}
+    new = {name: value for name, value in fields(state).items() if name != "weight_sum" or value is not None}
     return type(node)({**others, **new})  # pyright: ignore[reportCallIssue]
 
 
@@ -86,8 +86,7 @@ def opened(state, start):
 
 def emptied(state):
     """Running statistics that data are to replace."""
-    count = jax.tree.map(jnp.zeros_like, state.count)
-    return Accumulating(state.mean, state.var, count, None, _nothing(state.mean))
+    return Accumulating(*committed(state), None, _nothing(state.mean))
 
 
 def as_complex(state, dtype):
@@ -96,7 +95,8 @@ def as_complex(state, dtype):
     if not isinstance(state, Accumulating):
         return state
     before = state.before and as_complex(state.before, dtype)
-    seen = state.seen._replace(mean=state.seen.mean.astype(dtype), mean_rest=state.seen.mean_rest.astype(dtype))
+    mean, residual = state.seen.mean.astype(dtype), jnp.asarray(state.seen.mean_residual, dtype)
+    seen = state.seen._replace(mean=mean, mean_residual=residual)
     return state._replace(before=before, seen=seen)
 
 

@@ -9,6 +9,7 @@ A mask that fits the first axes of `x` and its last ones alike is an error.
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -21,7 +22,16 @@ from jaxnorm import _checks, _flax, _recalibrate
 from jaxnorm._functional import Data, Result
 from jaxnorm._recalibrate import arguments, told
 from jaxnorm._spec import Spec
-from jaxnorm._trees import Accumulating, RunningStats, fields
+from jaxnorm._trees import Accumulating, RunningStats, fields, with_given
+
+__all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "Norm", "RMSNorm", "recalibrate"]
+
+_OF_APPLY = ("rngs", "method", "mutable", "capture_intermediates")
+"""What `recalibrate` passes to `model.apply`, and not to the model."""
+
+
+def __dir__():
+    return __all__
 
 
 class Norm(nn.Module):
@@ -29,17 +39,20 @@ class Norm(nn.Module):
 
     y, state = spec.apply(params, state, x, train=train, where=where)
 
-    Fields of parameters and state are variables: `params/{scale,bias}`, and `batch_stats/{mean,var,count}` for
-    `jn.BatchNorm`. A missing `count` reads as 0, so that variables of `flax.linen.BatchNorm` load. State is written in
-    training only. Initialisation is the same in training and evaluation, never reduces over devices or updates state.
+    Fields of parameters and state are variables: `params/{scale,bias}`, and `batch_stats/{mean,var}` for
+    `jn.BatchNorm`, as those of `flax.linen.BatchNorm`; `weight_sum` besides where the state has one. State is written
+    where it is new. Initialisation is the same in training and evaluation, never reduces over devices or updates state.
 
     Attributes:
-        spec: any `jn.Spec` whose parameters and state are NamedTuples or None. `nn.jit` cannot hash arrays in it.
-        train: whether to use and update the statistics of the batch; here or in the call.
-        scale_init, bias_init, param_dtype: of the parameters, in place of 1, 0 and float32.
+        spec: any `jn.Spec` whose parameters and state are NamedTuples, dicts or None. `nn.jit` can't hash arrays in it.
+        train, use_running_average: whether to use and update the statistics of the batch, in either way to say it; here
+            or in the call.
+        scale_init, bias_init: initializers in place of what `spec.init` gives; `param_dtype`, in place of float32.
 
-    `__call__(x, *, train=None, where=None)` returns y, of the shape and dtype of `x`. It raises ValueError where
-    `train` is given nowhere or twice, and what `spec.apply` raises. Paper: that of the spec.
+    `__call__(x, *, train=None, use_running_average=None, where=None, scale=None, bias=None)` returns y, of the shape
+    and dtype of `x`. A scale or bias in the call is for specs with `use_scale=False` or `use_bias=False`: adaptive
+    norms. It raises ValueError where `train` is given nowhere or twice, and what `spec.apply` raises. Paper: that of
+    the spec.
 
     >>> norm = jn.linen.Norm(jn.BatchNorm(momentum=0.9), train=True)
     >>> x = jnp.array([[1.0, 10.0], [3.0, 30.0]])
@@ -50,26 +63,38 @@ class Norm(nn.Module):
 
     spec: Spec
     train: bool | None = None
-    scale_init: Initializer = nn.initializers.ones
-    bias_init: Initializer = nn.initializers.zeros
+    use_running_average: bool | None = None
+    scale_init: Initializer | None = None
+    bias_init: Initializer | None = None
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Data, *, train: bool | None = None, where: ArrayLike | None = None) -> Result:
-        train = _recalibrating(self) or _checks.train(nn.merge_param("train", self.train, train), "linen.Norm")
-        _checks.spec(self.spec, "linen.Norm")
+    def __call__(
+        self, x: Data, *, train: bool | None = None, use_running_average: bool | None = None,
+        where: ArrayLike | None = None, scale: ArrayLike | None = None, bias: ArrayLike | None = None,
+    ) -> Result:  # fmt: skip
+        who = "linen.Norm"
+        _checks.spec(self.spec, who)
+        _checks.given_twice(self.spec, who, scale=scale, bias=bias)
+        if _recalibrating(self):
+            _checks.idle_flag(train, who, "train")
+            _checks.idle_flag(use_running_average, who, "use_running_average")
+            train = True
+        else:
+            here = _checks.mode(self.train, self.use_running_average, who)
+            train = nn.merge_param("train", here, _checks.mode(train, use_running_average, who))
         features = getattr(self.spec, "features", lambda shape: shape[-1])
         initial = self.spec.init(features(jnp.shape(x)), self.param_dtype)
         params, state = map(self._variables, initial, (self._parameter, self._statistic))
-        state = _accumulating(self, state)
+        params, state = with_given(params, scale=scale, bias=bias), _accumulating(self, state)
         if self.is_initializing():
             # Mapped axes are not bound here, and there is nothing to learn about the data.
             synced = getattr(self.spec, "axis_name", None) is not None
             spec = dataclasses.replace(self.spec, axis_name=None) if synced else self.spec  # pyright: ignore
             return spec.apply(params, state, x, train=False, where=where)[0]
-        y, state = self.spec.apply(params, state, x, train=train, where=where)
-        if train:
-            _write(self, state)
+        y, new = self.spec.apply(params, state, x, train=train, where=where)
+        if new is not state:
+            _write(self, new)
         return y
 
     def _variables(self, initial, variable):
@@ -81,8 +106,9 @@ class Norm(nn.Module):
         return self.param(name, lambda key: initial if init is None else init(key, initial.shape, initial.dtype))
 
     def _statistic(self, name, initial):
-        if name == "count" and not self.is_initializing() and not self.has_variable("batch_stats", name):
-            return initial
+        if name == "weight_sum" and not self.is_initializing() and not self.has_variable("batch_stats", name):
+            # The state decides: averages that came without, from Flax say, stay plain.
+            return None
         return self.variable("batch_stats", name, lambda: initial).value
 
 
@@ -97,17 +123,20 @@ def recalibrate(model: nn.Module, variables: Mapping[str, Any], batches: Iterabl
     Args:
         model: a module with norms of jaxnorm, `Norm` or `BatchNorm`, in it.
         variables: its variables, with `batch_stats`; trained, or with averaged weights.
-        batches: any iterable of what the model takes, without labels: an array, a tuple of arguments (data and a mask,
-            say), or a mapping of keyword arguments. Batches may be unequal, and arrays on several devices. One alone
-            is `[x]`: of an array, each entry along its first axis would be a batch.
-        kwargs: further ones for `model.apply`, as `method` or `mutable`. `train=False` is given where the model wants
-            to know. Other variables stay as they are; what else is in `batch_stats` is written as in training.
+        batches: any iterable of what the model takes, without labels: an array, a tuple of arguments by position, or a
+            mapping of keyword arguments, as `{"x": x, "mask": mask}`. Batches may be unequal, and arrays on several
+            devices. One alone is `[x]`: of an array, each entry along its first axis would be a batch.
+        kwargs: further ones for `model.apply`, as `method` or `mutable`, or for the model. A flag `train`, `training`,
+            `is_training` or `deterministic` of it is set to evaluation. Other variables stay as they are; what else is
+            in `batch_stats` is written as in training.
 
     Returns:
         The variables, with new `batch_stats` of the same shapes. Channels without data keep theirs.
 
     Raises:
-        ValueError: there are no batches, or a norm that saw none of them, as those of flax.linen do.
+        ValueError: there are no batches, a norm that saw none of them, as those of flax.linen do, or one value per
+            statistic in each. TypeError: a batch has more arguments than the model, one of them lands in a flag, or
+            the model requires more.
 
     Paper: Ioffe & Szegedy 2015, "Batch Normalization", algorithm 2.
 
@@ -118,15 +147,16 @@ def recalibrate(model: nn.Module, variables: Mapping[str, Any], batches: Iterabl
     [4.]
     """
     rest = {name: value for name, value in variables.items() if name != "batch_stats"}
-    method = kwargs.get("method") or type(model).__call__
-    kwargs = told(getattr(type(model), method) if isinstance(method, str) else method, kwargs)
+    method = kwargs.get("method") or "__call__"
+    call = getattr(model, method) if isinstance(method, str) else partial(method, model)
     # A filter of collections: these, and all that the model is to write into.
     mutable = union_filters(kwargs.pop("mutable", False), "batch_stats")
 
     def step(state, inputs):
         rest, batch = inputs
         args, more = arguments(batch)
-        _, updates = model.apply({**rest, "batch_stats": state}, *args, **{**kwargs, **more}, mutable=mutable)
+        more = kwargs | told(call, args, {k: v for k, v in (kwargs | more).items() if k not in _OF_APPLY})
+        _, updates = model.apply({**rest, "batch_stats": state}, *args, **more, mutable=mutable)
         return updates["batch_stats"]
 
     state = _recalibrate.recalibrate(step, variables.get("batch_stats", {}), ((rest, batch) for batch in batches))
@@ -149,7 +179,9 @@ class BatchNorm(nn.BatchNorm):
     @nn.compact
     def __call__(self, x, use_running_average=None, *, mask=None):
         frozen = False
-        if not _recalibrating(self):
+        if _recalibrating(self):
+            _checks.idle_flag(use_running_average, "BatchNorm", "use_running_average")
+        else:
             frozen = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
             frozen = _checks.flag(frozen, "BatchNorm", "use_running_average")
         alone = frozen or self.is_initializing()
@@ -159,8 +191,9 @@ class BatchNorm(nn.BatchNorm):
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, dtype)
         var = self.variable("batch_stats", "var", jnp.ones, shape, dtype)
         affine = _affine(self, x, features)
-        state = _accumulating(self, RunningStats(mean.value, var.value, None))
-        y, state = _flax.tracked(self, x, over, features, affine, mask, state, train=not frozen)
+        state = _accumulating(self, RunningStats(mean.value, var.value))
+        # As in Flax, gradients flow through new running statistics: all that they need is kept anyway.
+        y, state = _flax.tracked(self, x, over, features, affine, mask, state, train=not frozen, differentiable=True)
         if not alone:
             _write(self, state)
         return y

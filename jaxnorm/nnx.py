@@ -5,7 +5,7 @@ The drop-ins are subclasses that replace `__call__`: arguments mean what they me
 `promote_dtype` does, and group norm takes data of any rank.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,58 +17,90 @@ from jaxnorm._functional import Axes, Data, Result
 from jaxnorm._recalibrate import arguments, came, run, some, told
 from jaxnorm._spec import Spec
 from jaxnorm._states import emptied, opened, tracks
-from jaxnorm._trees import Accumulating, RunningStats, committed, fields, recalibrating
+from jaxnorm._trees import Accumulating, RunningStats, committed, fields, recalibrating, with_given
+
+__all__ = [
+    "BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "Norm", "RMSNorm", "accumulate", "commit", "recalibrate",
+]  # fmt: skip
 
 _ADDED = ("before", "seen")
+
+
+def __dir__():
+    return __all__
 
 
 class Norm(nnx.Module):
     """A norm as a layer: its parameters as `nnx.Param`, its state as `nnx.BatchStat`.
 
-    Norm(spec, features, rngs=None, *, use_running_average=False, scale_init, bias_init, param_dtype)
+    Norm(spec, features, rngs=None, *, use_running_average=False, train=None, scale_init, bias_init, param_dtype)
 
     y, state = spec.apply(params, state, x, train=not use_running_average, where=where)
 
-    Fields of parameters and state are attributes: `scale`, `bias`, and `mean`, `var`, `count` for `jn.BatchNorm`. State
-    is written in training only. The spec is data: arrays in it are part of the module's state, numbers are static.
+    Fields of parameters and state are attributes: `scale`, `bias`, and `mean`, `var` for `jn.BatchNorm`, as those of
+    `nnx.BatchNorm`; `weight_sum` besides where the state has one. State is written where it is new. The spec is data:
+    arrays in it are part of the module's state, numbers are static.
 
     Args:
-        spec: any `jn.Spec` whose parameters and state are NamedTuples or None.
+        spec: any `jn.Spec` whose parameters and state are NamedTuples, dicts or None.
         features: what `spec.init` wants: the number of channels, or the shape of the normalized axes.
-        scale_init, bias_init, param_dtype: of the parameters, in place of 1, 0 and float32; `rngs` for the first two.
-        use_running_average: evaluation; here, in the call, or by `train()` and `eval()`.
+        rngs: for initializers. A key is drawn for each of scale and bias, as Flax's norms do, so that what comes after
+            starts as it does beside these.
+        use_running_average, train: evaluation or training, in either way to say it; here, in the call, or by `train()`
+            and `eval()`.
+        scale_init, bias_init: initializers in place of what `spec.init` gives; `param_dtype`, in place of float32.
 
-    `__call__(x, use_running_average=None, *, where=None)` returns y, of the shape and dtype of `x`. ValueError:
-    `use_running_average` is given nowhere; an initializer lacks `rngs`; what the spec raises. Paper: that of the spec.
+    `__call__(x, use_running_average=None, *, train=None, where=None, scale=None, bias=None)` returns y, of the shape
+    and dtype of `x`. A scale or bias in the call is for specs with `use_scale=False` or `use_bias=False`. ValueError:
+    `use_running_average` is given nowhere, or twice; an initializer lacks `rngs`; `x` has other features; what the spec
+    raises. Paper: that of the spec.
 
     >>> norm = jn.nnx.Norm(jn.BatchNorm(momentum=0.9), 2)
     >>> y = norm(jnp.array([[1.0, 10.0], [3.0, 30.0]]))
-    >>> print(norm.mean[...].round(3), norm.count[...])
-    [0.2 2. ] 1
+    >>> print(norm.mean[...].round(3))
+    [0.2 2. ]
     """
 
     def __init__(
         self, spec: Spec, features: Axes, rngs: nnx.Rngs | None = None, *, use_running_average: bool | None = False,
-        scale_init: nnx.Initializer | None = None, bias_init: nnx.Initializer | None = None,
+        train: bool | None = None, scale_init: nnx.Initializer | None = None, bias_init: nnx.Initializer | None = None,
         param_dtype: DTypeLike = jnp.float32,
     ):  # fmt: skip
-        _checks.spec(spec, "nnx.Norm")
-        self.spec, self.use_running_average = nnx.data(spec), use_running_average
+        who = "nnx.Norm"
+        _checks.spec(spec, who)
+        if train is not None:
+            # False is what it is where nobody says anything.
+            use_running_average = not _checks.mode(train, use_running_average or None, who)
+        self.spec, self.use_running_average, self.features = nnx.data(spec), use_running_average, _shape(features)
         params, state = spec.init(features, param_dtype)
         self._kinds = type(params), type(state)
         inits = {"scale": scale_init, "bias": bias_init}
         for kind, tree in ((nnx.Param, params), (nnx.BatchStat, state)):
             for name, value in fields(tree).items():
-                if value is not None and (init := inits.get(name)):
-                    value = init(_checks.key(rngs, "nnx.Norm"), value.shape, value.dtype)
+                if value is not None and name in inits:
+                    init = inits[name] or (lambda key, *_, value=value: value)
+                    key = None if rngs is None and inits[name] is None else _checks.key(rngs, who)
+                    value = init(key, value.shape, value.dtype)  # pyright: ignore[reportArgumentType]
                 setattr(self, name, nnx.data(None) if value is None else kind(value))
 
-    def __call__(self, x: Data, use_running_average: bool | None = None, *, where: ArrayLike | None = None) -> Result:
-        params, state = _tree(self, self._kinds[0]), _state(self)
-        train = not _frozen(self, use_running_average) or recalibrating(state)
-        y, state = self.spec.apply(params, state, x, train=train, where=where)
-        if train:
-            _store(self, state)
+    def __call__(
+        self, x: Data, use_running_average: bool | None = None, *, train: bool | None = None,
+        where: ArrayLike | None = None, scale: ArrayLike | None = None, bias: ArrayLike | None = None,
+    ) -> Result:  # fmt: skip
+        who = "nnx.Norm"
+        _checks.given_twice(self.spec, who, scale=scale, bias=bias)
+        _checks.features(self.spec, self.features, jnp.shape(x), who)
+        params, state = with_given(_tree(self, self._kinds[0]), scale=scale, bias=bias), _state(self)
+        if recalibrating(state):
+            _checks.idle_flag(train, who, "train")
+            _checks.idle_flag(use_running_average, who, "use_running_average")
+            train = True
+        else:
+            train = _checks.mode(train, use_running_average, who)
+            train = not _frozen(self, None if train is None else not train)
+        y, new = self.spec.apply(params, state, x, train=train, where=where)
+        if new is not state:
+            _store(self, new)
         return y
 
     def set_view(self, use_running_average: bool | None = None):
@@ -95,7 +127,9 @@ class BatchNorm(nnx.BatchNorm):
 
     def __call__(self, x, use_running_average=None, *, mask=None):
         state = _state(self)
-        frozen = _frozen(self, use_running_average) and not recalibrating(state)
+        if recalibrating(state):
+            _checks.idle_flag(use_running_average, "BatchNorm", "use_running_average")
+        frozen = not recalibrating(state) and _frozen(self, use_running_average)
         values = _read(self, ("mean", "var", "scale", "bias"))
         # What was averaged over many batches is not rounded.
         x, _, _, *affine = self.promote_dtype((x, *values), dtype=self.dtype)
@@ -212,15 +246,18 @@ def recalibrate(model: nnx.Module, batches: Iterable[Any], **kwargs) -> None:
 
     Args:
         model: a module with norms of jaxnorm, `Norm` or `BatchNorm`, in it; trained, or with averaged weights.
-        batches: any iterable of what the model takes, without labels: an array, a tuple of arguments (data and a mask,
-            say), or a mapping of keyword arguments. Batches may be unequal, and arrays on several devices. One alone
-            is `[x]`: of an array, each entry along its first axis would be a batch.
-        kwargs: further ones for the model. `train=False` is given where it wants to know.
+        batches: any iterable of what the model takes, without labels: an array, a tuple of arguments by position, or a
+            mapping of keyword arguments, as `{"x": x, "mask": mask}`. Batches may be unequal, and arrays on several
+            devices. One alone is `[x]`: of an array, each entry along its first axis would be a batch.
+        kwargs: further ones for the model. A flag `train`, `training`, `is_training` or `deterministic` of it is set to
+            evaluation.
 
     Shapes and dtypes stay what they are, and so does all else in the model; all of it, where something is raised.
 
     Raises:
-        ValueError: there are no batches, no batch norms of jaxnorm, or one that saw no data.
+        ValueError: there are no batches, no batch norms of jaxnorm, or one that saw no data, or one value per statistic
+            in each. TypeError: a batch has more arguments than the model, one of them lands in a flag, or the model
+            requires more.
 
     Paper: Ioffe & Szegedy 2015, "Batch Normalization", algorithm 2.
 
@@ -236,20 +273,25 @@ def recalibrate(model: nnx.Module, batches: Iterable[Any], **kwargs) -> None:
         _store(norm, emptied(_state(norm)))
     some(seen)
     graph, state, rest = nnx.split(copy, nnx.BatchStat, ...)
-    kwargs = told(type(model).__call__, kwargs)
 
     def step(state, inputs):
         rest, batch = inputs
         args, more = arguments(batch)
         net = nnx.merge(graph, state, rest)
-        net(*args, **more, **kwargs)
+        net(*args, **told(net.__call__, args, {**kwargs, **more}))
         return nnx.state(net, nnx.BatchStat)
 
-    nnx.update(copy, run(step, state, ((rest, batch) for batch in batches)))
+    state, calls = run(step, state, ((rest, batch) for batch in batches))
+    nnx.update(copy, state)
     found = {path: _state(norm) for path, norm in seen.items()}
-    came(found)
+    came(found, calls)
     for path, norm in _norms(model).items():
         _store(norm, committed(found[path]))
+
+
+def _shape(features):
+    """Sizes as nnx keeps them: a list would be a node of its own."""
+    return tuple(features) if isinstance(features, Sequence) else features
 
 
 def _norms(model):

@@ -74,10 +74,12 @@ def close(got, want):
     (y, dx, (state, moments, merged)), (y_, dx_, (state_, moments_, _)) = got, want
     np.testing.assert_allclose(y, y_, rtol=2e-5, atol=2e-6)
     np.testing.assert_allclose(dx, dx_, rtol=1e-4, atol=2e-6)
+    for found, wanted in ((moments, moments_), (merged, moments_)):
+        for a, b in zip(found[:3], wanted[:3], strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5)
     # A mean of 1e4 in a float32, as ghosts and devices merge it, is off by up to 5e-4.
-    for found, wanted, digits in ((moments, moments_, 1e-5), (state, state_, 1e-4), (merged, moments_, 3e-4)):
-        for a, b in zip(found, wanted, strict=True):
-            np.testing.assert_allclose(a, b, rtol=digits)
+    for a, b in zip(state[:2], state_[:2], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4)
 
 
 WHOLE = jax.jit(step(jn.BatchNorm()))(X, WEIGHTS, G)
@@ -111,7 +113,7 @@ def test_a_submesh_shares_among_its_own_devices():
     found = jax.jit(run)(X, WEIGHTS)
     for host, (x, w) in enumerate(zip(np.split(X, 4), np.split(WEIGHTS, 4), strict=True)):
         _, want = jn.BatchNorm().apply(jn.Affine(), STATE, x, train=True, where=w)
-        for a, b in zip(found, want, strict=True):
+        for a, b in zip(found[:2], want[:2], strict=True):
             np.testing.assert_allclose(a[host], b, rtol=1e-5)
 
 
@@ -206,11 +208,11 @@ def test_any_partition_gives_the_same_statistics(devices, ghost, parts):
         state = run(state, batch)
     moments = WHOLE[2][1]
     updated, exact = jn.commit(state), jn.recalibrate(run, STATE, batches)
-    for a, b in zip(updated, WHOLE[2][0], strict=True):
+    for a, b in zip(updated[:2], WHOLE[2][0][:2], strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4)
     np.testing.assert_allclose(exact.mean, moments.mean, rtol=2**-22)
     np.testing.assert_allclose(exact.var, moments.var, rtol=1e-5)
-    assert exact.count == sum(w.any() for w in np.split(WEIGHTS, parts))
+    assert exact.weight_sum is None
 
 
 @pytest.mark.parametrize("known", [0.0, 1e8, np.nan])
@@ -225,9 +227,9 @@ def test_a_running_mean_that_is_far_costs_ghosts_no_digits(size, known):
 
 
 def test_channels_may_be_sharded_where_their_count_is_not():
-    """It goes up if any channel had data, on whatever device."""
-    spec, x = jn.BatchNorm(momentum=0.0, axis_name="batch"), np.nan_to_num(X)
-    share = jn.RunningStats(P("model"), P("model"), P())
+    """The number of data is the same on all devices; how many updates a channel had lies with the channel."""
+    spec, x = jn.BatchNorm(momentum=None, axis_name="batch"), np.nan_to_num(X)
+    share = jn.RunningStats(P("model"), P("model"), P("model"))
     steps = lambda state, x, w: jax.lax.scan(
         lambda s, w: spec.apply(jn.Affine(), s, x, train=True, where=w)[::-1], state, w
     )[0]
@@ -235,9 +237,9 @@ def test_channels_may_be_sharded_where_their_count_is_not():
     steps = jax.jit(jax.shard_map(steps, mesh=mesh(batch=2, model=4), in_specs=places, out_specs=share))
     where = np.stack([np.ones(X.shape, bool), np.zeros(X.shape, bool), np.ones(X.shape, bool)])
     where[2, ..., 1:] = False
-    mean, _, count = steps(STATE, x, where)
+    mean, _, updates = steps(spec.init(4)[1], x, where)
     np.testing.assert_allclose(mean, x.mean((0, 1)), rtol=1e-5)
-    assert count == 2
+    np.testing.assert_array_equal(updates, [2, 1, 1, 1])
 
 
 @pytest.mark.parametrize("layer", ["linen.Norm", "linen.BatchNorm", "nnx.Norm", "nnx.BatchNorm"])

@@ -188,3 +188,28 @@ def test_initialisation_is_the_same_in_every_mode_and_uses_no_mapped_axis(module
         jax.tree.map(np.testing.assert_array_equal, found[0], found[-1])
     for path, value in jax.tree.leaves_with_path(found[0]):
         np.testing.assert_array_equal(value, 1 if path[-1].key in ("scale", "var") else 0)
+
+
+@pytest.mark.parametrize("library", ["linen", "nnx"])
+def test_gradients_flow_through_new_running_statistics(library):
+    """As of meta-learning through statistics, in linen; in nnx and in a spec's state they have no derivative in x."""
+    x = 3 * jax.random.normal(KEY, IMAGES) + 1
+    weights = jax.random.normal(jax.random.key(1), (2, 8))
+
+    def statistics(x, module):
+        if library == "nnx":
+            norm = module(8, momentum=0.9, rngs=nnx.Rngs(0))
+            norm(x)
+            return norm.mean[...], norm.var[...]
+        norm = module(use_running_average=False, momentum=0.9)
+        new = norm.init_with_output(KEY, x)[1] | norm.apply(norm.init(KEY, x), x, mutable=["batch_stats"])[1]
+        return new["batch_stats"]["mean"], new["batch_stats"]["var"]
+
+    loss = lambda x, module: sum((w * jnp.sin(v)).sum() for w, v in zip(weights, statistics(x, module), strict=True))
+    modules = getattr(jn, library).BatchNorm, getattr(flax, library).BatchNorm
+    ours, theirs = (jax.jit(jax.grad(partial(loss, module=m)))(x) for m in modules)
+    assert (np.abs(theirs).max() > 1e-4) == (library == "linen")
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-7)
+    bn = jn.BatchNorm()
+    state_of = lambda x: sum(v.sum() for v in bn.apply(*bn.init(8), x, train=True)[1][:2])
+    np.testing.assert_array_equal(jax.grad(state_of)(x), 0)

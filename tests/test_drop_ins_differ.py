@@ -190,7 +190,7 @@ def test_a_mask_that_fits_in_two_ways_is_an_error(norm, name):
     x = jnp.ones((4, 4, 4, 4))
     with pytest.raises(ValueError, match=r"first or the last ones of x. Write mask\[..., None\] or mask\[None, ...\]"):
         norm(name)(x, jnp.ones((4, 4, 4), bool))
-    with pytest.raises(ValueError, match="where needs the 4 dimensions of x"):
+    with pytest.raises(ValueError, match="mask needs the 4 dimensions of x"):
         norm(name)(jnp.ones((2, 3, 5, 8)), jnp.ones((2, 3, 5), bool))
     norm(name)(x, jnp.ones((1, 1), bool))
 

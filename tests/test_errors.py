@@ -146,9 +146,9 @@ CASES = {
     "a set of names": (lambda: jn.moments(X, axis_name={"a"}), TypeError, "axis_name={'a'} is not a name"),
     "ddof": (lambda: jn.batch_norm(IMAGES, STATE, train=True, ddof=0.5), ValueError, "ddof=0.5 is not an int of at"),
     "no count": (
-        lambda: jn.batch_norm(IMAGES, STATE._replace(count=None), train=True, momentum=None),
+        lambda: jn.batch_norm(IMAGES, STATE, train=True, momentum=None),
         ValueError,
-        "momentum=None averages by the number of updates, but state.count is None",
+        "momentum=None averages all updates equally, and has to know how many there were",
     ),
     "integer state": (
         lambda: jn.batch_norm(IMAGES, STATE._replace(mean=jnp.zeros(64, int)), train=True),
@@ -188,8 +188,14 @@ def test_errors_come_when_tracing(name):
         jax.eval_shape(call)
 
 
-def test_traced_bad_numbers_give_no_nan():
-    """What is not known when tracing does no harm: a negative weight excludes, a negative ε divides nothing."""
-    y = jax.jit(lambda w: jn.layer_norm(X, where=w))(-X)
-    assert np.isfinite(y).all()
-    assert np.isfinite(jax.jit(lambda e: jn.layer_norm(X, epsilon=e))(-1.0)).all()
+def test_traced_bad_numbers_show():
+    """What is not known when tracing can't be an error: a weight below 0, and a variance + ε below 0, give NaN."""
+    weights = jnp.ones(X.shape).at[0, 0].set(-1.0)
+    y = jax.jit(lambda w: jn.layer_norm(X, where=w))(weights)
+    assert np.isnan(y[0, 0]).all()
+    assert np.isnan(y).sum() == X.shape[-1]
+    assert np.isnan(jax.jit(lambda w: jn.layer_norm(X, where=w))(-jnp.ones(X.shape))).all()
+    state = jn.BatchNorm().init(X.shape[-1])[1]
+    _, new = jax.jit(lambda w: jn.batch_norm(X, state, train=True, where=w))(-jnp.ones(X.shape))
+    jax.tree.map(np.testing.assert_array_equal, new, state)
+    assert np.isnan(jax.jit(lambda e: jn.layer_norm(X, epsilon=e))(-10.0)).all()

@@ -106,12 +106,12 @@ def test_dtypes():
 def test_weights_of_any_dtype_are_summed_widely():
     assert jn.moments(np.ones((1001, 1), np.float32), where=jnp.ones((1001, 1), jnp.bfloat16)).count == 1001
     heavy = jn.moments(np.arange(3, dtype=np.float32), where=np.full(3, 10**9, np.int32))
-    np.testing.assert_allclose(heavy, (3e9, 1.0, 2e9), rtol=1e-6)
+    np.testing.assert_allclose(heavy[:3], (3e9, 1.0, 2e9), rtol=1e-6)
 
 
 def test_parts_without_data_do_not_matter_whatever_they_hold():
     merged = jn.merge(jn.Moments(2.0, 3.0, 4.0), jn.Moments(0.0, np.nan, np.nan))
-    np.testing.assert_allclose(merged, (2.0, 3.0, 4.0))
+    np.testing.assert_array_equal(merged[:3], (2.0, 3.0, 4.0))
 
 
 @pytest.mark.once

@@ -121,24 +121,38 @@ def test_derivatives_on_every_platform(name, platform):
     check_grads(lambda x: jnp.sin(spec.apply(jn.Affine(), state, x, train=True)[0]), (x,), 2, rtol=0.02, atol=0.02)
 
 
-def test_a_good_running_mean_is_looked_about_at_once():
-    """At a large mean, the guard of a CPU would look twice: about 0, and about the mean."""
-    x = jax.random.normal(jax.random.key(0), (64, 8)) + 1e4
-    seen = []
+@pytest.fixture
+def looks():
+    """A list with an entry for each look at the data."""
+    seen, look = [], _find.look
 
     def watched(*args):
         seen.append(1)
-        return about(*args)
+        return look(*args)
 
-    about = _find.look
     with pytest.MonkeyPatch.context() as patch, jax.disable_jit():
         patch.setattr(_find, "look", watched)
-        for mean, looks in ((0.0, 2), (1e4, 1)):
-            seen.clear()
-            state = jn.RunningStats(jnp.full(8, mean), jnp.ones(8), jnp.int32(1))
-            y, _ = jn.batch_norm(x, state, train=True)
-            np.testing.assert_allclose(y.std(0), 1, rtol=1e-3)
-            assert len(seen) == looks
+        yield seen
+
+
+@pytest.mark.parametrize(("mean", "count"), [(0.0, 2), (1e4, 1)])
+def test_a_good_running_mean_is_looked_about_at_once(mean, count, looks):
+    """At a large mean, the guard of a CPU would look twice: about 0, and about the mean."""
+    x = jax.random.normal(jax.random.key(0), (64, 8)) + 1e4
+    y, _ = jn.batch_norm(x, jn.RunningStats(jnp.full(8, mean), jnp.ones(8)), train=True)
+    np.testing.assert_allclose(y.std(0), 1, rtol=1e-3)
+    assert len(looks) == count
+
+
+@pytest.mark.parametrize("size", [1e30, 1e25, 3e38])
+def test_what_overflows_about_its_mean_is_not_tried_again(size, looks):
+    """It cost eight looks at all the data, whatever the other rows are."""
+    x = np.random.default_rng(0).standard_normal((64, 96)).astype(np.float32)
+    x[3] = size * np.sign(x[3])
+    y = jn.layer_norm(x)
+    assert np.isnan(y[3]).all()
+    assert oracle.ulps(np.delete(y, 3, 0), oracle.normalize(jn.LayerNorm(), np.delete(x, 3, 0))) < 16
+    assert len(looks) <= 2
 
 
 def test_one_export_serves_all_platforms():

@@ -112,7 +112,9 @@ def test_init_dtypes(dtype):
     assert params.scale.dtype == params.bias.dtype == (dtype or jnp.float32)
     # A running average in bfloat16 would stand still: 0.99 m + 0.01 x rounds to m.
     assert state.mean.dtype == (jnp.complex64 if dtype == jnp.complex64 else jnp.float32)
-    assert (state.var.dtype, state.count.dtype, state.count.shape) == (jnp.float32, jnp.int32, ())
+    assert (state.var.dtype, state.weight_sum) == (jnp.float32, None)
+    weight_sum = jn.BatchNorm(debias=True).init(3, dtype)[1].weight_sum
+    assert (weight_sum.dtype, weight_sum.shape) == (jnp.float32, (3,))
 
 
 def test_init_shapes():

@@ -120,7 +120,8 @@ class NNX:
 
 @functools.cache
 def network(library, kind):
-    with jax.numpy_rank_promotion("allow"):
+    # Made once, with numbers in it also where the first to ask is being traced.
+    with jax.numpy_rank_promotion("allow"), jax.ensure_compile_time_eval():
         return {"linen": Linen, "nnx": NNX}[library](kind)
 
 
