@@ -92,7 +92,7 @@ def layer_norm(
             NaN or Inf, and give the bias there.
         axis_name: mapped axes over which the features are sharded.
         implementation: "xla", or "pallas" for a kernel each way (the last axes of `x`, no `where`; cuda and tpu); None
-            chooses: on an NVIDIA GPU the kernel where it serves, elsewhere XLA.
+            chooses: on an H100 or H200 the kernel where it serves, elsewhere XLA.
 
     Returns:
         y, with the shape and dtype of `x`. Arithmetic is in float32 at least.
@@ -141,7 +141,7 @@ def rms_norm(
             NaN or Inf, and give the bias there.
         axis_name: mapped axes over which the features are sharded.
         implementation: "xla", or "pallas" for a kernel each way (the last axes of `x`, no `where`; cuda and tpu); None
-            chooses: on an NVIDIA GPU the kernel where it serves, elsewhere XLA.
+            chooses: on an H100 or H200 the kernel where it serves, elsewhere XLA.
 
     Returns:
         y, with the shape and dtype of `x`. Arithmetic is in float32 at least.

@@ -3,7 +3,7 @@
 import re
 import sys
 from functools import partial
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +21,36 @@ both = pytest.mark.parametrize("verb", [jn.layer_norm, jn.rms_norm])
 X = jnp.ones((4, 6, 8))
 
 
+def on_a(monkeypatch, kind):
+    """As if the first device were such a GPU."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(device_kind=kind)])
+
+
+def test_kernels_are_chosen_where_they_were_timed(monkeypatch):
+    assert not kernels.chosen(4096)
+    for kind, choice in (
+        ("NVIDIA H100 80GB HBM3", True),
+        ("NVIDIA H200", True),
+        ("NVIDIA A100", False),
+        ("gfx942", False),
+    ):
+        on_a(monkeypatch, kind)
+        assert [kernels.chosen(n) for n in (7, 768, 8192, 8193)] == [choice, choice, choice, False]
+
+
 def test_what_jax_lacks_is_passed_over(monkeypatch):
     """A Pallas backend that can't be imported: None takes XLA, and a name is an error."""
     for name in ("triton", "mosaic"):
         monkeypatch.setitem(sys.modules, f"jaxnorm._core.kernels.{name}", None)
         monkeypatch.delattr(kernels, name, raising=False)
     assert platforms._module("cuda") is platforms._module("tpu") is None
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    on_a(monkeypatch, "NVIDIA H200")
     assert not kernels.chosen(96)
+    monkeypatch.undo()
+    for name in ("triton", "mosaic"):
+        monkeypatch.setitem(sys.modules, f"jaxnorm._core.kernels.{name}", None)
+        monkeypatch.delattr(kernels, name, raising=False)
     jax.clear_caches()
     x = jnp.cos(jnp.arange(24.0)).reshape(4, 6)
     np.testing.assert_array_equal(jn.layer_norm(x), jn.layer_norm(x, implementation="xla"))
