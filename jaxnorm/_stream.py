@@ -15,9 +15,9 @@ from jaxnorm._statistics import pooled, statistics
 from jaxnorm._trees import Moments
 
 
-def unseen(mean, extremes=False):
+def unseen(mean):
     """What is known without data, for means like this one: the identity of merging."""
-    nothing = Moments.zeros((), mean.dtype, extremes=extremes)
+    nothing = Moments.zeros((), mean.dtype)
     # Each lies as the mean does.
     return jax.tree.map(lambda v: jnp.full_like(mean, v, v.dtype), nothing)
 

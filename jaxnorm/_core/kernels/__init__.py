@@ -1,5 +1,6 @@
 """Kernels for norms of rows: which data they serve, and how these are laid out for them."""
 
+import math
 from typing import Any
 
 import jax
@@ -7,12 +8,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from jaxnorm._core.kernels.arithmetic import WIDEST
 from jaxnorm._core.kernels.platforms import chosen
 from jaxnorm._core.kernels.rows import Rows, standardize_rows
 
-IMPLEMENTATIONS = (None, "xla", "pallas")
 _DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
-_WIDEST = 65536
 
 
 def unserved(axes: tuple[int, ...], x: Array, where: Array | None, dtype: Any, *vectors: Array | None) -> str | None:
@@ -26,8 +26,8 @@ def unserved(axes: tuple[int, ...], x: Array, where: Array | None, dtype: Any, *
         return f"is for float32, bfloat16 and float16, not {x.dtype} to {jnp.dtype(dtype)}"
     if not all(isinstance(n, int) for n in x.shape) or not x.size:
         return f"needs sizes that are known and not 0, and x has shape {x.shape}"
-    if x.size // _rows(x, lead) > _WIDEST:
-        return f"holds {_WIDEST} features of a row at most, and x has shape {x.shape}"
+    if math.prod(x.shape[lead:]) > WIDEST:
+        return f"holds {WIDEST} features of a row at most, and x has shape {x.shape}"
     if any(jax.typeof(x).sharding.spec):
         return "does not know meshes with explicit axes: use it within shard_map"
     for v in vectors:
@@ -37,13 +37,6 @@ def unserved(axes: tuple[int, ...], x: Array, where: Array | None, dtype: Any, *
                 f"for x of shape {x.shape}"
             )
     return None
-
-
-def _rows(x: Array, lead: int) -> int:
-    rows = 1
-    for n in x.shape[:lead]:
-        rows *= n
-    return rows
 
 
 def _varying_axes(v: Array, x: Array, lead: int) -> int | None:
@@ -92,4 +85,4 @@ def _alike(*arrays: Array) -> tuple[Array, ...]:
     return tuple(v if along == most else v + zero.astype(v.dtype) for v, along in zip(arrays, varying, strict=True))
 
 
-__all__ = ["IMPLEMENTATIONS", "Rows", "chosen", "normalize_rows", "standardize_rows", "unserved"]
+__all__ = ["Rows", "chosen", "normalize_rows", "standardize_rows", "unserved"]

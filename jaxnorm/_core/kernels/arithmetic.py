@@ -7,6 +7,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+WIDEST = 2**16
+"""Features of a row that kernels take.
+
+Beyond, a GPU's thread holds more numbers than it has registers; on a TPU, as few rows as are stored together are 2 or
+4 MiB then.
+"""
+
 
 def inverse_root(v: Array) -> Array:
     """1/√v, 0 for a constant, and NaN where the square of a deviation has overflowed."""

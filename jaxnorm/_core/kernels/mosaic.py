@@ -20,7 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu
 from jaxtyping import Array, Float
 
-from jaxnorm._core.kernels.arithmetic import inverse_root, like, variance, weighted
+from jaxnorm._core.kernels.arithmetic import WIDEST, inverse_root, like, variance, weighted
 
 _LANES = 128
 _BLOCK = 2**18
@@ -29,10 +29,8 @@ _BLOCK = 2**18
 Backward, two blocks each of x, g and dx are held, one that is computed and one on its way, and values in between. A v5e
 and a v5p give 16 MiB to a kernel: one and a half times this compiles there, and twice does not.
 """
-WIDEST = 2**16
-"""Features of a row forward. As few rows as are stored together are then 2 or 4 MiB."""
 WIDEST_BACKWARD = 2**15
-"""The same with g and dx."""
+"""Features of a row, with g and dx."""
 
 
 def block(rows: int, features: int, dtype: Any) -> int:

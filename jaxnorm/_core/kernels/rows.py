@@ -25,6 +25,7 @@ from jaxtyping import Array
 
 from jaxnorm._compilers import own
 from jaxnorm._core.kernels import platforms
+from jaxnorm._core.kernels.arithmetic import inverse_root
 
 
 class Rows(NamedTuple):
@@ -67,7 +68,7 @@ def _moments(rows: Rows, x: Array, epsilon: Array) -> tuple[Array | None, Array 
         delta = _mean(d)
         d = d - delta
     v = _mean(d * d) + _per_row(epsilon, x)
-    return pivot, delta, jnp.where(v == 0, 0, jnp.where(v < jnp.inf, lax.rsqrt(v), jnp.nan))
+    return pivot, delta, inverse_root(v)
 
 
 def _normal(x: Array, pivot: Array | None, delta: Array | None, r: Array) -> Array:

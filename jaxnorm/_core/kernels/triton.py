@@ -17,14 +17,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
 
-from jaxnorm._core.kernels.arithmetic import inverse_root, like, variance, weighted
+from jaxnorm._core.kernels.arithmetic import WIDEST, inverse_root, like, variance, weighted
 
 # Multiprocessors of an H100 and an H200. With fewer or more of them the last wave of programs is not full, no more.
 _PROCESSORS = 132
-WIDEST = 65536
-"""Features of a row: beyond, a thread holds more numbers than it has registers."""
 WIDEST_BACKWARD = 8192
-"""The same with the sums for dscale and dbias, and the next row on its way."""
+"""Features of a row, with the sums for dscale and dbias and the next row on its way: what registers hold."""
 
 
 class Tiling(NamedTuple):
