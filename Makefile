@@ -44,13 +44,12 @@ wheel: $(VENV)/test
 
 # The oldest supported releases, as pyproject.toml names them: what depends on them most, adapters and rounding.
 oldest: $(VENV)-oldest/oldest
-	cd tests && ../$(VENV)-oldest/bin/pytest -W ignore::DeprecationWarning test_linen.py test_nnx.py test_flax*.py \
-		test_drop_ins*.py test_checkpoints.py test_numerics.py
+	$(VENV)-oldest/bin/pytest -W ignore::DeprecationWarning tests/flax tests/laws/test_accuracy.py
 
 # What compilers for TPU and GPU make of our programs; this needs no such device.
 compilers: $(VENV)/bench
 	$(RUN)/python -c "from benchmarks import compiled; compiled.environment()"
-	$(VENV)-compilers/bin/pytest tests/test_compilers.py
+	$(VENV)-compilers/bin/pytest tests/programs/test_compilers.py
 
 # Every other interpreter that the machine has, each with the newest jax that its index offers.
 interpreters:

@@ -9,8 +9,8 @@ QUICK, AS_USERS = {"xla_backend_optimization_level": 0}, {"xla_backend_optimizat
 if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11):
     QUICK["xla_cpu_use_fusion_emitters"], AS_USERS["xla_cpu_use_fusion_emitters"] = False, True
 
-# Read when jax starts; with several devices to shard over.
-FLAGS = {"xla_force_host_platform_device_count": 8} | QUICK
+# Read when jax starts; with several devices to shard over, and one thread to make the machine code of small programs.
+FLAGS = {"xla_force_host_platform_device_count": 8, "xla_cpu_parallel_codegen_split_count": 1} | QUICK
 FLAGS = " ".join(f"--{name}={str(value).lower()}" for name, value in FLAGS.items())
 os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}"
 

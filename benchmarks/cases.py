@@ -8,6 +8,16 @@ import jax.numpy as jnp
 
 import jaxnorm as jn
 
+SPECS = {
+    "batch": lambda case: jn.BatchNorm(channel_axis=case.channel_axis),
+    "instance": lambda case: jn.InstanceNorm(channel_axis=case.channel_axis),
+    "group": lambda case: jn.GroupNorm(groups=case.groups, channel_axis=case.channel_axis),
+    "layer": lambda case: jn.LayerNorm(),
+    "rms": lambda case: jn.RMSNorm(),
+    "batch-instance": lambda case: jn.BatchInstanceNorm(channel_axis=case.channel_axis),
+}
+"""The kinds of norms. What measures them goes by their specs, and takes one that no other library has."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -48,18 +58,7 @@ class Case:
 
     @property
     def spec(self):
-        match self.kind:
-            case "batch":
-                return jn.BatchNorm(channel_axis=self.channel_axis)
-            case "instance":
-                return jn.InstanceNorm(channel_axis=self.channel_axis)
-            case "group":
-                return jn.GroupNorm(groups=self.groups, channel_axis=self.channel_axis)
-            case "layer":
-                return jn.LayerNorm()
-            case "rms":
-                return jn.RMSNorm()
-        raise ValueError(f"no norm is called {self.kind!r}")
+        return SPECS[self.kind](self)
 
     def data(self, seed=0):
         """A cotangent of y, and what a library takes: x, scale, bias (None for RMS norm), running mean and variance.

@@ -5,6 +5,7 @@ a mask if the case has one. That function gives y, and the running statistics af
 gives None where its library has no such norm.
 """
 
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from inspect import signature
@@ -18,23 +19,14 @@ import jaxnorm as jn
 
 def ours(case, momentum=0.99, axis_name=None):
     """jaxnorm."""
-    spec = case.spec
+    spec = replace(case.spec, axis_name=axis_name)
+    if hasattr(spec, "momentum"):
+        spec = replace(spec, momentum=momentum)
+    params, state = spec.init(case.channels)
 
     def apply(x, scale, bias, mean, var, mask=None):
-        if case.kind != "batch":
-            return spec.apply(jn.Affine(scale, bias), None, x, train=True, where=mask)
-        state = jn.RunningStats(mean, var)
-        return jn.batch_norm(
-            x,
-            state,
-            scale,
-            bias,
-            train=True,
-            channel_axis=case.channel_axis,
-            momentum=momentum,
-            where=mask,
-            axis_name=axis_name,
-        )
+        running = state and jn.RunningStats(mean, var)
+        return spec.apply(params._replace(scale=scale, bias=bias), running, x, train=True, where=mask)
 
     return apply
 
@@ -176,12 +168,20 @@ def equinox(case, momentum=0.99):
 FLAX = "flax"
 """Flax with its default variance: what the others are divided by."""
 
+_KINDS = ("batch", "instance", "group", "layer", "rms")
+"""What the other libraries have."""
+
+
+def _other(build):
+    return lambda case, **options: build(case, **options) if case.kind in _KINDS else None
+
+
 LIBRARIES = {
     "jaxnorm": ours,
-    FLAX: flax,
-    "flax stable": partial(flax, fast=False),
-    "haiku": haiku,
-    "equinox": equinox,
+    FLAX: _other(flax),
+    "flax stable": _other(partial(flax, fast=False)),
+    "haiku": _other(haiku),
+    "equinox": _other(equinox),
 }
 
 

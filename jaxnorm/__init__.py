@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from jax import export as _export
 
-from jaxnorm._accumulate import accumulate, commit, merge_running
 from jaxnorm._functional import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
-from jaxnorm._moments import merge, moments
-from jaxnorm._recalibrate import recalibrate
-from jaxnorm._scaler import FeatureScaler
-from jaxnorm._spec import Spec, leaf
-from jaxnorm._specs import BatchInstanceNorm, BatchNorm, GroupNorm, Identity, InstanceNorm, LayerNorm, RMSNorm
-from jaxnorm._trees import Accumulating, Affine, GatedAffine, Moments, RunningStats
+from jaxnorm._specs.base import Spec, leaf
+from jaxnorm._specs.norms import BatchInstanceNorm, BatchNorm, GroupNorm, Identity, InstanceNorm, LayerNorm, RMSNorm
+from jaxnorm._specs.scaler import FeatureScaler
+from jaxnorm._state.accumulate import accumulate, commit, merge_running
+from jaxnorm._state.moments import merge, moments
+from jaxnorm._state.recalibrate import recalibrate
+from jaxnorm._types import Accumulating, Affine, GatedAffine, Moments, Recalibrating, RunningStats
 
 if _TYPE_CHECKING:
     from jaxnorm import linen, nnx
@@ -20,25 +20,25 @@ if _TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Accumulating", "Affine", "BatchInstanceNorm", "BatchNorm", "FeatureScaler", "GatedAffine", "GroupNorm",
-    "Identity", "InstanceNorm", "LayerNorm", "Moments", "RMSNorm", "RunningStats", "Spec", "accumulate", "batch_norm",
-    "commit", "group_norm", "instance_norm", "layer_norm", "leaf", "linen", "merge", "merge_running", "moments", "nnx",
-    "recalibrate", "rms_norm",
+    "Identity", "InstanceNorm", "LayerNorm", "Moments", "RMSNorm", "Recalibrating", "RunningStats", "Spec",
+    "accumulate", "batch_norm", "commit", "group_norm", "instance_norm", "layer_norm", "leaf", "linen", "merge",
+    "merge_running", "moments", "nnx", "recalibrate", "rms_norm",
 ]  # fmt: skip
 
 
 # Pickles and exported programs carry these names: they stay when a file gets another one.
-for _class in (Accumulating, Affine, GatedAffine, Moments, RunningStats):
+for _class in (Accumulating, Affine, GatedAffine, Moments, Recalibrating, RunningStats):
     _export.register_namedtuple_serialization(_class, serialized_name=f"jaxnorm.{_class.__name__}")
-for _class in [_found for _found in map(globals().get, __all__) if isinstance(_found, type)]:
+for _class in [_public for _public in map(globals().get, __all__) if isinstance(_public, type)]:
     _class.__module__ = "jaxnorm"
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> object:
     # The adapters import Flax, which takes longer than all else here: at first use (PEP 562).
     if name in ("linen", "nnx"):
         return _import_module(f"jaxnorm.{name}")
     raise AttributeError(f"module 'jaxnorm' has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return __all__

@@ -8,7 +8,7 @@ A mask that fits the first axes of `x` and its last ones alike is an error.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -16,13 +16,18 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.core.scope import union_filters
 from flax.linen.initializers import Initializer
-from jaxtyping import ArrayLike, DTypeLike
+from jaxtyping import Array, ArrayLike, DTypeLike
 
-from jaxnorm import _checks, _flax, _recalibrate
-from jaxnorm._functional import Data, Result
-from jaxnorm._recalibrate import arguments, told
-from jaxnorm._spec import Spec
-from jaxnorm._trees import Accumulating, RunningStats, fields, with_given
+from jaxnorm import _checks
+from jaxnorm._annotations import Data, Result
+from jaxnorm._flax import layout
+from jaxnorm._flax.call import standardized, tracked
+from jaxnorm._flax.evaluate import eval_kwargs, model_arguments
+from jaxnorm._flax.layout import Layout
+from jaxnorm._flax.linen_state import is_recalibrating, with_added, write
+from jaxnorm._specs.base import Spec
+from jaxnorm._state.recalibrate import recalibrate as recalibrate_by_steps
+from jaxnorm._types import RunningStats, fields, with_given
 
 __all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "Norm", "RMSNorm", "recalibrate"]
 
@@ -30,7 +35,7 @@ _OF_APPLY = ("rngs", "method", "mutable", "capture_intermediates")
 """What `recalibrate` passes to `model.apply`, and not to the model."""
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return __all__
 
 
@@ -76,9 +81,9 @@ class Norm(nn.Module):
         who = "linen.Norm"
         _checks.spec(self.spec, who)
         _checks.given_twice(self.spec, who, scale=scale, bias=bias)
-        if _recalibrating(self):
-            _checks.idle_flag(train, who, "train")
-            _checks.idle_flag(use_running_average, who, "use_running_average")
+        if is_recalibrating(self):
+            _checks.ignored_flag(train, who, "train")
+            _checks.ignored_flag(use_running_average, who, "use_running_average")
             train = True
         else:
             here = _checks.mode(self.train, self.use_running_average, who)
@@ -86,7 +91,7 @@ class Norm(nn.Module):
         features = getattr(self.spec, "features", lambda shape: shape[-1])
         initial = self.spec.init(features(jnp.shape(x)), self.param_dtype)
         params, state = map(self._variables, initial, (self._parameter, self._statistic))
-        params, state = with_given(params, scale=scale, bias=bias), _accumulating(self, state)
+        params, state = with_given(params, scale=scale, bias=bias), with_added(self, state)
         if self.is_initializing():
             # Mapped axes are not bound here, and there is nothing to learn about the data.
             synced = getattr(self.spec, "axis_name", None) is not None
@@ -94,18 +99,18 @@ class Norm(nn.Module):
             return spec.apply(params, state, x, train=False, where=where)[0]
         y, new = self.spec.apply(params, state, x, train=train, where=where)
         if new is not state:
-            _write(self, new)
+            write(self, new)
         return y
 
-    def _variables(self, initial, variable):
+    def _variables(self, initial: Any, variable: Callable[[str, Any], Any]) -> Any:
         new = {name: v if v is None else variable(name, v) for name, v in fields(initial).items()}
         return initial if initial is None else type(initial)(**new)
 
-    def _parameter(self, name, initial):
+    def _parameter(self, name: str, initial: Any) -> Any:
         init = getattr(self, f"{name}_init", None)
         return self.param(name, lambda key: initial if init is None else init(key, initial.shape, initial.dtype))
 
-    def _statistic(self, name, initial):
+    def _statistic(self, name: str, initial: Any) -> Any:
         if name == "weight_sum" and not self.is_initializing() and not self.has_variable("batch_stats", name):
             # The state decides: averages that came without, from Flax say, stay plain.
             return None
@@ -117,8 +122,8 @@ def recalibrate(model: nn.Module, variables: Mapping[str, Any], batches: Iterabl
 
     mean = μ,    var = σ² n / (n − ddof),    of all data that each norm sees, merged over the batches
 
-    The model runs as it is told to, best in evaluation, without dropout: its norms use the statistics of each batch
-    nevertheless. `jn.recalibrate` is the same for functions; use that to shard batches over named axes.
+    The model runs in evaluation, without dropout, unless it is told otherwise: its norms use the statistics of each
+    batch nevertheless. `jn.recalibrate` is the same for functions; use that to shard batches over named axes.
 
     Args:
         model: a module with norms of jaxnorm, `Norm` or `BatchNorm`, in it.
@@ -127,15 +132,15 @@ def recalibrate(model: nn.Module, variables: Mapping[str, Any], batches: Iterabl
             mapping of keyword arguments, as `{"x": x, "mask": mask}`. Batches may be unequal, and arrays on several
             devices. One alone is `[x]`: of an array, each entry along its first axis would be a batch.
         kwargs: further ones for `model.apply`, as `method` or `mutable`, or for the model. A flag `train`, `training`,
-            `is_training` or `deterministic` of it is set to evaluation. Other variables stay as they are; what else is
-            in `batch_stats` is written as in training.
+            `is_training` or `deterministic` of it, if it is required or a bool by default, is set to evaluation where
+            it is not given. Other variables stay as they are; what else is in `batch_stats` is written as in training.
 
     Returns:
         The variables, with new `batch_stats` of the same shapes. Channels without data keep theirs.
 
     Raises:
-        ValueError: there are no batches, a norm that saw none of them, as those of flax.linen do, or one value per
-            statistic in each. TypeError: a batch has more arguments than the model, one of them lands in a flag, or
+        ValueError: there are no batches; a norm saw no data, as one of flax.linen never does; or each batch had one
+            value per statistic. TypeError: a batch has more arguments than the model, one of them lands in a flag, or
             the model requires more.
 
     Paper: Ioffe & Szegedy 2015, "Batch Normalization", algorithm 2.
@@ -146,20 +151,22 @@ def recalibrate(model: nn.Module, variables: Mapping[str, Any], batches: Iterabl
     >>> print(jn.linen.recalibrate(model, variables, batches)["batch_stats"]["mean"])
     [4.]
     """
-    rest = {name: value for name, value in variables.items() if name != "batch_stats"}
+    fixed = {name: value for name, value in variables.items() if name != "batch_stats"}
     method = kwargs.get("method") or "__call__"
     call = getattr(model, method) if isinstance(method, str) else partial(method, model)
-    # A filter of collections: these, and all that the model is to write into.
+    # A filter of collections: these, and all that the model writes into. What it writes elsewhere is thrown away.
     mutable = union_filters(kwargs.pop("mutable", False), "batch_stats")
 
-    def step(state, inputs):
-        rest, batch = inputs
-        args, more = arguments(batch)
-        more = kwargs | told(call, args, {k: v for k, v in (kwargs | more).items() if k not in _OF_APPLY})
-        _, updates = model.apply({**rest, "batch_stats": state}, *args, **more, mutable=mutable)
+    def step(state: Any, inputs: Any) -> Any:
+        fixed, batch = inputs
+        args, given = model_arguments(batch, kwargs)
+        of_apply = {name: given.pop(name) for name in _OF_APPLY if name in given}
+        options = eval_kwargs(call, args, given) | of_apply
+        _, updates = model.apply({**fixed, "batch_stats": state}, *args, **options, mutable=mutable)
         return updates["batch_stats"]
 
-    state = _recalibrate.recalibrate(step, variables.get("batch_stats", {}), ((rest, batch) for batch in batches))
+    # Fixed variables are arguments of the step: what a compiled function closes over becomes constants of its program.
+    state = recalibrate_by_steps(step, variables.get("batch_stats", {}), ((fixed, batch) for batch in batches))
     return {**variables, "batch_stats": state}
 
 
@@ -177,25 +184,25 @@ class BatchNorm(nn.BatchNorm):
     """
 
     @nn.compact
-    def __call__(self, x, use_running_average=None, *, mask=None):
+    def __call__(self, x: Array, use_running_average: bool | None = None, *, mask: Array | None = None) -> Array:
         frozen = False
-        if _recalibrating(self):
-            _checks.idle_flag(use_running_average, "BatchNorm", "use_running_average")
+        if is_recalibrating(self):
+            _checks.ignored_flag(use_running_average, "BatchNorm", "use_running_average")
         else:
             frozen = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
             frozen = _checks.flag(frozen, "BatchNorm", "use_running_average")
         alone = frozen or self.is_initializing()
-        over, features = _flax.batch_norm(self, x, alone)
+        of_norm = layout.batch_norm(self, x, alone)
         dtype = jnp.float32 if self.force_float32_reductions else self.param_dtype
-        shape = [x.shape[a] for a in features]
+        shape = [x.shape[a] for a in of_norm.feature_axes]
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, dtype)
         var = self.variable("batch_stats", "var", jnp.ones, shape, dtype)
-        affine = _affine(self, x, features)
-        state = _accumulating(self, RunningStats(mean.value, var.value))
+        affine = _affine(self, x, of_norm)
+        state = with_added(self, RunningStats(mean.value, var.value))
         # As in Flax, gradients flow through new running statistics: all that they need is kept anyway.
-        y, state = _flax.tracked(self, x, over, features, affine, mask, state, train=not frozen, differentiable=True)
+        y, state = tracked(self, x, of_norm, affine, mask, state, train=not frozen, differentiable=True)
         if not alone:
-            _write(self, state)
+            write(self, state)
         return y
 
 
@@ -210,8 +217,8 @@ class LayerNorm(nn.LayerNorm):
     """
 
     @nn.compact
-    def __call__(self, x, *, mask=None):
-        return _standardized(self, _flax.layer_norm, x, mask)
+    def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
+        return _standardized(self, layout.layer_norm, x, mask)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -225,8 +232,8 @@ class RMSNorm(nn.RMSNorm):
     """
 
     @nn.compact
-    def __call__(self, x, *, mask=None):
-        return _standardized(self, _flax.rms_norm, x, mask)
+    def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
+        return _standardized(self, layout.rms_norm, x, mask)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -240,8 +247,8 @@ class GroupNorm(nn.GroupNorm):
     """
 
     @nn.compact
-    def __call__(self, x, *, mask=None):
-        return _standardized(self, _flax.group_norm, x, mask)
+    def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
+        return _standardized(self, layout.group_norm, x, mask)
 
 
 class InstanceNorm(nn.InstanceNorm):
@@ -255,35 +262,17 @@ class InstanceNorm(nn.InstanceNorm):
     """
 
     @nn.compact
-    def __call__(self, x, *, mask=None):
-        return _standardized(self, _flax.instance_norm, x, mask)
+    def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
+        return _standardized(self, layout.instance_norm, x, mask)
 
 
-def _recalibrating(module):
-    """Whether the statistics of the module are those that `recalibrate` has emptied."""
-    return module.has_variable("batch_stats", "seen") and module.get_variable("batch_stats", "before") is None
+def _standardized(module: Any, of_class: Callable[..., Layout], x: Array, mask: Array | None) -> Array:
+    of_norm = of_class(module, x, module.is_initializing())
+    return standardized(module, x, of_norm, _affine(module, x, of_norm), mask)
 
 
-def _accumulating(module, state):
-    """Running statistics, with the variables that `jn.accumulate` has added to them."""
-    if not module.has_variable("batch_stats", "seen"):
-        return state
-    return Accumulating(*state, *(module.get_variable("batch_stats", name) for name in ("before", "seen")))
-
-
-def _write(module, state):
-    for name, value in fields(state).items():
-        if value is not None or module.has_variable("batch_stats", name):
-            module.put_variable("batch_stats", name, value)
-
-
-def _standardized(module, layout, x, mask):
-    over, features = layout(module, x, module.is_initializing())
-    return _flax.standardized(module, x, over, features, _affine(module, x, features), mask)
-
-
-def _affine(module, x, features):
-    shape = [x.shape[a] for a in features]
+def _affine(module: Any, x: Array, of_norm: Layout) -> tuple[Any, Any]:
+    shape = [x.shape[a] for a in of_norm.feature_axes]
     scale = module.param("scale", module.scale_init, shape, module.param_dtype) if module.use_scale else None
     use_bias = getattr(module, "use_bias", False)  # RMSNorm has none
     return scale, module.param("bias", module.bias_init, shape, module.param_dtype) if use_bias else None

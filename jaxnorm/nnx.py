@@ -5,28 +5,30 @@ The drop-ins are subclasses that replace `__call__`: arguments mean what they me
 `promote_dtype` does, and group norm takes data of any rank.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import ArrayLike, DTypeLike
+from jaxtyping import Array, ArrayLike, DTypeLike
 
-from jaxnorm import _checks, _flax
-from jaxnorm._functional import Axes, Data, Result
-from jaxnorm._recalibrate import arguments, came, run, some, told
-from jaxnorm._spec import Spec
-from jaxnorm._states import emptied, opened, tracks
-from jaxnorm._trees import Accumulating, RunningStats, committed, fields, recalibrating, with_given
+from jaxnorm import _checks
+from jaxnorm._annotations import Axes, Data, Result
+from jaxnorm._flax import layout, nnx_state
+from jaxnorm._flax.call import standardized, tracked
+from jaxnorm._flax.evaluate import eval_kwargs, model_arguments
+from jaxnorm._flax.layout import Layout
+from jaxnorm._specs.base import Spec
+from jaxnorm._state.recalibrate import recalibrate as recalibrate_by_steps
+from jaxnorm._state.running import begin_accumulating
+from jaxnorm._types import Affine, Recalibrating, RunningStats, plain, with_given
 
 __all__ = [
     "BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "Norm", "RMSNorm", "accumulate", "commit", "recalibrate",
 ]  # fmt: skip
 
-_ADDED = ("before", "seen")
 
-
-def __dir__():
+def __dir__() -> list[str]:
     return __all__
 
 
@@ -71,17 +73,15 @@ class Norm(nnx.Module):
         if train is not None:
             # False is what it is where nobody says anything.
             use_running_average = not _checks.mode(train, use_running_average or None, who)
-        self.spec, self.use_running_average, self.features = nnx.data(spec), use_running_average, _shape(features)
+        self.spec, self.use_running_average, self.features = (
+            nnx.data(spec),
+            use_running_average,
+            nnx_state.static_sizes(features),
+        )
         params, state = spec.init(features, param_dtype)
-        self._kinds = type(params), type(state)
-        inits = {"scale": scale_init, "bias": bias_init}
-        for kind, tree in ((nnx.Param, params), (nnx.BatchStat, state)):
-            for name, value in fields(tree).items():
-                if value is not None and name in inits:
-                    init = inits[name] or (lambda key, *_, value=value: value)
-                    key = None if rngs is None and inits[name] is None else _checks.key(rngs, who)
-                    value = init(key, value.shape, value.dtype)  # pyright: ignore[reportArgumentType]
-                setattr(self, name, nnx.data(None) if value is None else kind(value))
+        self._kinds = nnx_state.kind_of(params), nnx_state.kind_of(state)
+        nnx_state.add_variables(self, nnx.Param, params, {"scale": scale_init, "bias": bias_init}, rngs)
+        nnx_state.add_variables(self, nnx.BatchStat, state, {}, rngs)
 
     def __call__(
         self, x: Data, use_running_average: bool | None = None, *, train: bool | None = None,
@@ -89,21 +89,21 @@ class Norm(nnx.Module):
     ) -> Result:  # fmt: skip
         who = "nnx.Norm"
         _checks.given_twice(self.spec, who, scale=scale, bias=bias)
-        _checks.features(self.spec, self.features, jnp.shape(x), who)
-        params, state = with_given(_tree(self, self._kinds[0]), scale=scale, bias=bias), _state(self)
-        if recalibrating(state):
-            _checks.idle_flag(train, who, "train")
-            _checks.idle_flag(use_running_average, who, "use_running_average")
+        _checks.same_features(self.spec, self.features, jnp.shape(x), who)
+        params, state = with_given(nnx_state.read_params(self), scale=scale, bias=bias), nnx_state.read_state(self)
+        if isinstance(state, Recalibrating):
+            _checks.ignored_flag(train, who, "train")
+            _checks.ignored_flag(use_running_average, who, "use_running_average")
             train = True
         else:
             train = _checks.mode(train, use_running_average, who)
-            train = not _frozen(self, None if train is None else not train)
+            train = not nnx_state.is_frozen(self, None if train is None else not train)
         y, new = self.spec.apply(params, state, x, train=train, where=where)
         if new is not state:
-            _store(self, new)
+            nnx_state.store(self, new)
         return y
 
-    def set_view(self, use_running_average: bool | None = None):
+    def set_view(self, use_running_average: bool | None = None) -> None:
         """For `nnx.view`.
 
         Args:
@@ -125,18 +125,20 @@ class BatchNorm(nnx.BatchNorm):
     [0.2 2. ]
     """
 
-    def __call__(self, x, use_running_average=None, *, mask=None):
-        state = _state(self)
-        if recalibrating(state):
-            _checks.idle_flag(use_running_average, "BatchNorm", "use_running_average")
-        frozen = not recalibrating(state) and _frozen(self, use_running_average)
-        values = _read(self, ("mean", "var", "scale", "bias"))
+    _kinds = (Affine, ("scale", "bias")), (RunningStats, ("mean", "var"))
+
+    def __call__(self, x: Array, use_running_average: bool | None = None, *, mask: Array | None = None) -> Array:
+        state, frozen = nnx_state.read_state(self), False
+        if isinstance(state, Recalibrating):
+            _checks.ignored_flag(use_running_average, "BatchNorm", "use_running_average")
+        else:
+            frozen = nnx_state.is_frozen(self, use_running_average)
+        values = nnx_state.read(self, ("mean", "var", "scale", "bias"))
         # What was averaged over many batches is not rounded.
         x, _, _, *affine = self.promote_dtype((x, *values), dtype=self.dtype)
-        over, features = _flax.batch_norm(self, x, frozen)
-        y, state = _flax.tracked(self, x, over, features, affine, mask, state, train=not frozen)
+        y, state = tracked(self, x, layout.batch_norm(self, x, frozen), affine, mask, state, train=not frozen)
         if not frozen:
-            _store(self, state)
+            nnx_state.store(self, state)
         return y
 
 
@@ -150,8 +152,8 @@ class LayerNorm(nnx.LayerNorm):
     [[-1.  1.]]
     """
 
-    def __call__(self, x, *, mask=None):
-        return _standardized(self, _flax.layer_norm, x, mask)
+    def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
+        return _standardized(self, layout.layer_norm, x, mask)
 
 
 class RMSNorm(nnx.RMSNorm):
@@ -164,8 +166,8 @@ class RMSNorm(nnx.RMSNorm):
     [ 1. -1.]
     """
 
-    def __call__(self, x, mask=None):
-        return _standardized(self, _flax.rms_norm, x, mask)
+    def __call__(self, x: Array, mask: Array | None = None) -> Array:
+        return _standardized(self, layout.rms_norm, x, mask)
 
 
 class GroupNorm(nnx.GroupNorm):
@@ -178,8 +180,8 @@ class GroupNorm(nnx.GroupNorm):
     [[-1.  1. -1.  1.]]
     """
 
-    def __call__(self, x, *, mask=None):
-        return _standardized(self, _flax.group_norm, x, mask)
+    def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
+        return _standardized(self, layout.group_norm, x, mask)
 
 
 class InstanceNorm(nnx.InstanceNorm):
@@ -192,8 +194,8 @@ class InstanceNorm(nnx.InstanceNorm):
     [-1.  1.]
     """
 
-    def __call__(self, x, *, mask=None):
-        return _standardized(self, _flax.instance_norm, x, mask)
+    def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
+        return _standardized(self, layout.instance_norm, x, mask)
 
 
 def accumulate(model: nnx.Module, start: ArrayLike = True) -> None:
@@ -205,7 +207,7 @@ def accumulate(model: nnx.Module, start: ArrayLike = True) -> None:
         model: a module with norms of jaxnorm, `Norm` or `BatchNorm`, in it. They get variables `before` and `seen`.
         start: whether a whole batch begins here; it may be traced.
 
-    Shapes and dtypes stay what they are. Raises nothing of its own.
+    Shapes and dtypes stay what they are.
 
     Paper: Chan, Golub & LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
 
@@ -216,8 +218,9 @@ def accumulate(model: nnx.Module, start: ArrayLike = True) -> None:
     >>> print(norm.mean[...].round(3))  # as of one batch of three
     [0.4]
     """
-    for norm in _norms(model).values():
-        _store(norm, opened(_state(norm), start))
+    nnx_state.store_all(
+        model, {path: begin_accumulating(state, start) for path, state in nnx_state.read_all(model).items()}
+    )
 
 
 def commit(model: nnx.Module) -> None:
@@ -226,14 +229,13 @@ def commit(model: nnx.Module) -> None:
     accumulate, then commit = nothing done
 
     Args:
-        model: as for `accumulate`. Shapes and dtypes stay what they are. Raises nothing of its own.
+        model: as for `accumulate`. Shapes and dtypes stay what they are.
 
     >>> norm = jn.nnx.Norm(jn.BatchNorm(), 1)
     >>> jn.nnx.accumulate(norm)
     >>> jn.nnx.commit(norm)
     """
-    for norm in _norms(model).values():
-        _store(norm, committed(_state(norm)))
+    nnx_state.store_all(model, {path: plain(state) for path, state in nnx_state.read_all(model).items()})
 
 
 def recalibrate(model: nnx.Module, batches: Iterable[Any], **kwargs) -> None:
@@ -249,15 +251,15 @@ def recalibrate(model: nnx.Module, batches: Iterable[Any], **kwargs) -> None:
         batches: any iterable of what the model takes, without labels: an array, a tuple of arguments by position, or a
             mapping of keyword arguments, as `{"x": x, "mask": mask}`. Batches may be unequal, and arrays on several
             devices. One alone is `[x]`: of an array, each entry along its first axis would be a batch.
-        kwargs: further ones for the model. A flag `train`, `training`, `is_training` or `deterministic` of it is set to
-            evaluation.
+        kwargs: further ones for the model. A flag `train`, `training`, `is_training` or `deterministic` of it, if it is
+            required or a bool by default, is set to evaluation where it is not given.
 
     Shapes and dtypes stay what they are, and so does all else in the model; all of it, where something is raised.
 
     Raises:
-        ValueError: there are no batches, no batch norms of jaxnorm, or one that saw no data, or one value per statistic
-            in each. TypeError: a batch has more arguments than the model, one of them lands in a flag, or the model
-            requires more.
+        ValueError: there are no batches or no batch norms of jaxnorm; a norm saw no data, as one of flax.nnx never
+            does; or each batch had one value per statistic. TypeError: a batch has more arguments than the model, one
+            of them lands in a flag, or the model requires more.
 
     Paper: Ioffe & Szegedy 2015, "Batch Normalization", algorithm 2.
 
@@ -266,76 +268,24 @@ def recalibrate(model: nnx.Module, batches: Iterable[Any], **kwargs) -> None:
     >>> print(norm.mean[...])
     [4.]
     """
-    # A copy: the model stays as it is until all data have come.
-    copy = nnx.clone(nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False))
-    seen = _norms(copy)
-    for norm in seen.values():
-        _store(norm, emptied(_state(norm)))
-    some(seen)
-    graph, state, rest = nnx.split(copy, nnx.BatchStat, ...)
+    copy = nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False)
+    graph, variables = nnx.split(copy)
 
-    def step(state, inputs):
-        rest, batch = inputs
-        args, more = arguments(batch)
-        net = nnx.merge(graph, state, rest)
-        net(*args, **told(net.__call__, args, {**kwargs, **more}))
-        return nnx.state(net, nnx.BatchStat)
+    def step(stats: Any, inputs: Any) -> Any:
+        variables, batch = inputs
+        net = nnx.merge(graph, variables)
+        nnx_state.store_all(net, stats)
+        args, kwargs_ = model_arguments(batch, kwargs)
+        net(*args, **eval_kwargs(net.__call__, args, kwargs_))
+        return stats | nnx_state.read_all(net)
 
-    state, calls = run(step, state, ((rest, batch) for batch in batches))
-    nnx.update(copy, state)
-    found = {path: _state(norm) for path, norm in seen.items()}
-    came(found, calls)
-    for path, norm in _norms(model).items():
-        _store(norm, committed(found[path]))
+    # Beside ours, no data come to Flax's own norms: an error says so.
+    stats = nnx_state.read_all(model) and nnx_state.stats_of_flax(model) | nnx_state.read_all(model)
+    # The variables are arguments of the step: what a compiled function closes over becomes constants of its program.
+    nnx_state.store_all(model, recalibrate_by_steps(step, stats, ((variables, batch) for batch in batches)))
 
 
-def _shape(features):
-    """Sizes as nnx keeps them: a list would be a node of its own."""
-    return tuple(features) if isinstance(features, Sequence) else features
-
-
-def _norms(model):
-    """The modules with running statistics in a model, by their path."""
-    modules = ((".".join(map(str, path)), m) for path, m in nnx.iter_modules(model))
-    return {path: m for path, m in modules if isinstance(m, Norm | BatchNorm) and tracks(_state(m))}
-
-
-def _state(norm):
-    """What a norm keeps: its running statistics, with what `accumulate` has added to them, or None."""
-    state = _tree(norm, RunningStats if isinstance(norm, BatchNorm) else norm._kinds[1])
-    if not hasattr(norm, "seen"):
-        return state
-    return Accumulating(*state, *(getattr(norm, name).get_value() if hasattr(norm, name) else None for name in _ADDED))
-
-
-def _tree(module, kind) -> Any:
-    return None if kind is type(None) else kind(*_read(module, kind._fields))
-
-
-def _store(norm, state):
-    """Sets what a norm keeps; adds and removes what `accumulate` and `commit` do."""
-    values = {name: value for name, value in fields(state).items() if value is not None}
-    for name in _ADDED:
-        if name not in values and hasattr(norm, name):
-            delattr(norm, name)
-    for name, value in values.items():
-        if hasattr(norm, name):
-            _flax.write(getattr(norm, name), value)
-        else:
-            setattr(norm, name, nnx.BatchStat(value))
-
-
-def _standardized(module, layout, x, mask):
-    values = _read(module, ("scale", "bias") if hasattr(module, "bias") else ("scale",))
+def _standardized(module: Any, of_class: Callable[..., Layout], x: Array, mask: Array | None) -> Array:
+    values = nnx_state.read(module, ("scale", "bias") if hasattr(module, "bias") else ("scale",))
     x, *affine = module.promote_dtype((x, *values), dtype=module.dtype)
-    over, features = layout(module, x, False)
-    return _flax.standardized(module, x, over, features, (*affine, None)[:2], mask)
-
-
-def _frozen(module, use_running_average):
-    frozen = module.use_running_average if use_running_average is None else use_running_average
-    return _checks.flag(frozen, type(module).__name__, "use_running_average")
-
-
-def _read(module, names) -> list[Any]:
-    return [None if v is None else v[...] for v in (getattr(module, name, None) for name in names)]
+    return standardized(module, x, of_class(module, x, False), (*affine, None)[:2], mask)

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracle
 import pytest
 
 import jaxnorm as jn
@@ -15,12 +17,16 @@ optimized = partial(jax.jit, compiler_options=AS_USERS)
 """Compiled as users have it: optimization changes the order of sums, and with it their rounding."""
 
 
+FROM = {"gate": 0}
+"""Where random parameters of this name begin, if not at 1; they end 1 further."""
+
+
 @dataclass(frozen=True)
 class Case:
     """A norm and data for it."""
 
     name: str
-    spec: jn.BatchNorm | jn.InstanceNorm | jn.LayerNorm | jn.RMSNorm | jn.GroupNorm
+    spec: Any
     shape: tuple[int, ...]
 
     @property
@@ -35,9 +41,9 @@ class Case:
     def params(self, dtype=None):
         """Parameters that differ from channel to channel, and the initial state."""
         params, state = self.spec.init(self.spec.features(self.shape), dtype)
-        keys = jax.random.split(jax.random.key(7), 2)
-        draw = lambda key, v: v if v is None else 1 + jax.random.uniform(key, v.shape, v.dtype)
-        return jn.Affine(*map(draw, keys, params)), state
+        keys = jax.random.split(jax.random.key(7), len(params))
+        draw = lambda key, name, v: v if v is None else FROM.get(name, 1) + jax.random.uniform(key, v.shape, v.dtype)
+        return type(params)(*map(draw, keys, params._fields, params)), state
 
     def broadcast(self, v):
         """A parameter as NumPy, in the dimensions of x."""
@@ -46,6 +52,11 @@ class Case:
             if v is None
             else np.asarray(v, float).reshape([n if a in self.axes else 1 for a, n in enumerate(self.shape)])
         )
+
+    def exact(self, x, params, **kwargs):
+        """y in training, as the oracle says."""
+        given = {name: self.broadcast(v) for name, v in params._asdict().items() if v is not None}
+        return oracle.normalize(self.spec, x, **given, **kwargs)
 
     def norm(self, params=None, state=None, **kwargs):
         """The norm as a compiled function of x: compiling one program is faster than dispatching fifty operations."""
@@ -72,14 +83,45 @@ CASES = [
     Case("group NHWC", jn.GroupNorm(groups=2), (3, 3, 2, 6)),
     Case("group NCHW", jn.GroupNorm(groups=3, channel_axis=1), (3, 6, 3, 2)),
     Case("group features", jn.GroupNorm(groups=2), (4, 8)),
+    Case("batch-instance", jn.BatchInstanceNorm(), (4, 3, 2, 6)),
 ]
 
 norms = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 """Run a test for every row."""
 
-one_each = pytest.mark.parametrize(
-    "case",
-    [next(c for c in CASES if c.name == n) for n in ("batch NHWC", "instance NHWC", "layer", "rms", "group NHWC")],
-    ids=lambda c: c.name,
-)
-"""Run a test once for every kind of norm."""
+EACH = ("batch NHWC", "instance NHWC", "layer", "rms", "group NHWC", "batch-instance")
+one_each = pytest.mark.parametrize("case", [c for c in CASES if c.name in EACH], ids=lambda c: c.name)
+"""Run a test once for every kind of norm: a new kind goes into `EACH` with one of its rows."""
+
+HOSTILE = {
+    "batch": jn.BatchNorm(),
+    "instance": jn.InstanceNorm(),
+    "instance channels first": jn.InstanceNorm(channel_axis=1),
+    "layer": jn.LayerNorm(),
+    "layer whole": jn.LayerNorm(axis=(1, 2, 3)),
+    "group": jn.GroupNorm(groups=2),
+}
+"""Norms that take a mean, to try with hostile data of shape (32, 28, 28, 8)."""
+
+
+SPECS = [
+    jn.BatchNorm(),
+    jn.InstanceNorm(),
+    jn.InstanceNorm(track=True),
+    jn.BatchInstanceNorm(),
+    jn.LayerNorm(),
+    jn.RMSNorm(),
+    jn.GroupNorm(groups=2),
+    jn.Identity(),
+]
+"""One spec of each norm, and of each way in which it has another state."""
+
+
+class CountingScale:
+    """A norm of a user's own, whose parameters and state are dicts: y = scale · x, and the number of updates."""
+
+    def init(self, features, dtype=None):
+        return {"scale": jnp.full(features, 2.0, dtype)}, {"updates": jnp.zeros(())}
+
+    def apply(self, params, state, x, *, train, where=None):
+        return params["scale"].reshape(1, -1) * x, {"updates": state["updates"] + 1} if train else state

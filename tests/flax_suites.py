@@ -33,7 +33,7 @@ def pytest_configure():
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
     # Two cases add 1e6 or 1e4 to their data and compare with a formula in float32, which is off by 4e-2 and 1e-3 there
-    # (tests/test_drop_ins_differ.py), more than they allow. In float64 the formula is right, too.
+    # (tests/flax/test_call.py), more than they allow. In float64 the formula is right, too.
     large_mean = item.name.startswith(("test_layer_norm", "test_instance_norm"))
     arguments = getattr(item.function, "__x_params_repr__", "")
     with jax.enable_x64(large_mean and "use_fast_variance=False" in arguments):

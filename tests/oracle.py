@@ -4,13 +4,17 @@ import numpy as np
 
 import jaxnorm as jn
 
+UNCENTERED = (jn.RMSNorm,)
+"""The norms that take no mean."""
+
 
 def labels(spec, shape):
     """Which statistic each position belongs to, from the definition of the norm alone."""
     index = np.indices(shape)
     axes = range(len(shape))
     match spec:
-        case jn.BatchNorm():
+        # A gate shares what both of its norms do: a channel of the batch.
+        case jn.BatchNorm() | jn.BatchInstanceNorm():
             ids = [index[spec.channel_axis]]
         case jn.LayerNorm() | jn.RMSNorm():
             axis = spec.axis if isinstance(spec.axis, tuple) else (spec.axis,)
@@ -41,17 +45,25 @@ def statistics(spec, x, where=None):
     label = labels(spec, x.shape)
     count = totals(label, w)
     some = np.where(count > 0, count, 1)
-    mean = 0 if isinstance(spec, jn.RMSNorm) else totals(label, w * x) / some
+    mean = 0 if isinstance(spec, UNCENTERED) else totals(label, w * x) / some
     var = totals(label, w * np.abs(x - mean) ** 2) / some
     return count, np.where(count > 0, mean, 0), np.where(count > 0, var, 1)
 
 
-def normalize(spec, x, scale=1.0, bias=0.0, where=None, epsilon=None):
-    """What the norm gives in training; scale and bias broadcast to `x`."""
+def mixture(spec, gate=None):
+    """The norms that a norm is made of, and their shares."""
+    return [(1, spec)] if gate is None else [(gate, jn.BatchNorm()), (1 - gate, jn.InstanceNorm())]
+
+
+def normalize(spec, x, scale=1.0, bias=0.0, where=None, epsilon=None, gate=None):
+    """What the norm gives in training; its parameters broadcast to `x`."""
     epsilon = float(np.asarray(spec.epsilon)) if epsilon is None else epsilon
     x = np.asarray(x, complex if np.iscomplexobj(x) else float)
-    _, mean, var = statistics(spec, x, where)
-    return (x - mean) / np.sqrt(var + epsilon) * np.asarray(scale, float) + np.asarray(bias, float)
+    standardized = 0
+    for share, kind in mixture(spec, gate):
+        _, mean, var = statistics(kind, x, where)
+        standardized = standardized + share * (x - mean) / np.sqrt(var + epsilon)
+    return standardized * np.asarray(scale, float) + np.asarray(bias, float)
 
 
 def ulps(y, exact):

@@ -11,6 +11,7 @@ from jaxtyping import Array
 from jaxnorm._core.kernels.arithmetic import WIDEST
 from jaxnorm._core.kernels.platforms import chosen
 from jaxnorm._core.kernels.rows import Rows, standardize_rows
+from jaxnorm._core.standardize import Coefficients
 
 _DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 
@@ -41,25 +42,17 @@ def unserved(axes: tuple[int, ...], x: Array, where: Array | None, dtype: Any, *
 
 def _varying_axes(v: Array, x: Array, lead: int) -> int | None:
     """How many of the leading axes of `x` a vector lies along: the first ones. None: others than these."""
-    along = [a for a in range(lead) if v.shape[a] != 1]
-    first = max(along, default=-1) + 1
+    first = max((a for a in range(lead) if v.shape[a] != 1), default=-1) + 1
     whole = v.shape[lead:] == x.shape[lead:] or all(n == 1 for n in v.shape[lead:])
     return first if whole and v.shape[:first] == x.shape[:first] else None
 
 
 def normalize_rows(
-    axes: tuple[int, ...],
-    x: Array,
-    scale: Array | None,
-    bias: Array | None,
-    epsilon: Array,
-    *,
-    centered: bool,
-    dtype: Any,
-    named: bool,
+    axes: tuple[int, ...], x: Array, coefficients: Coefficients, *, centered: bool, dtype: Any, named: bool
 ) -> Array:
     """y = (x − μ) · scale / √(σ² + ε) + bias over the last axes, by kernels where the platform has them."""
     lead = x.ndim - len(axes)
+    scale, bias, epsilon = coefficients
     vectors = [v for v in (scale, bias) if v is not None]
     first = max((_varying_axes(v, x, lead) or 0 for v in vectors), default=0)
     flat = x.reshape(*x.shape[:lead], -1)
@@ -82,7 +75,7 @@ def _alike(*arrays: Array) -> tuple[Array, ...]:
         return arrays
     zeros = [lax.full_like(v, 0, jnp.float32, shape=()) for v in arrays]
     zero = sum(zeros[1:], zeros[0])
-    return tuple(v if along == most else v + zero.astype(v.dtype) for v, along in zip(arrays, varying, strict=True))
+    return tuple(v if axes == most else v + zero.astype(v.dtype) for v, axes in zip(arrays, varying, strict=True))
 
 
 __all__ = ["Rows", "chosen", "normalize_rows", "standardize_rows", "unserved"]

@@ -1,4 +1,4 @@
-"""What kernels of several platforms compute alike, of rows that are on the chip."""
+"""Arithmetic that kernels of several platforms share, of rows that are on the chip."""
 
 from typing import Any
 
@@ -16,7 +16,10 @@ Beyond, a GPU's thread holds more numbers than it has registers; on a TPU, as fe
 
 
 def inverse_root(v: Array) -> Array:
-    """1/√v, 0 for a constant, and NaN where the square of a deviation has overflowed."""
+    """1/√v, 0 for a constant, and NaN where the square of a deviation has overflowed.
+
+    As `standardize._inverse_root`, by what compilers of kernels take.
+    """
     return jnp.where(v == 0, 0, jnp.where(v < jnp.inf, lax.rsqrt(v), jnp.nan))
 
 
@@ -27,7 +30,7 @@ def variance(square: Array, delta: Array | None) -> Array:
     return jnp.where(var < 0, 0, var)
 
 
-def weighted(g: Array, scale: Array | None) -> Array:
+def scaled(g: Array, scale: Array | None) -> Array:
     """γ g in float32."""
     g = g.astype(jnp.float32)
     return g if scale is None else g * scale

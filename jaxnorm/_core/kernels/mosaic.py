@@ -1,7 +1,8 @@
 """Rows on a TPU, one kernel each way: a block of rows is read into VMEM once, and all that follows happens there.
 
-Never run on a TPU: it is compiled for TPU v5e, v6e and v5p ahead of time (tests/test_compilers.py) and interpreted on a
-CPU (tests/test_kernels.py). So `implementation=None` leaves rows to XLA there, and sizes below come from what compiles.
+Never run on a TPU: it is compiled for TPU v5e, v6e and v5p ahead of time (tests/programs/test_compilers.py), and
+interpreted on a CPU (tests/core/test_kernels.py). So `implementation=None` leaves rows to XLA there, and sizes below
+come from what compiles.
 
 The grid is (segments, blocks) and runs in order, so sums over rows are kept in a result that all blocks of a segment
 share. The last block may reach beyond the rows: what is read there is anything, and what is written goes nowhere.
@@ -20,7 +21,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu
 from jaxtyping import Array, Float
 
-from jaxnorm._core.kernels.arithmetic import WIDEST, inverse_root, like, variance, weighted
+from jaxnorm._core.kernels.arithmetic import WIDEST, inverse_root, like, scaled, variance
 
 _LANES = 128
 _BLOCK = 2**18
@@ -63,16 +64,22 @@ def _float32(ref: Any) -> Array:
     return ref[...].astype(jnp.float32)
 
 
-def _forward(x_ref, scale_ref, bias_ref, epsilon_ref, y_ref, *, centered: bool) -> None:
+def _forward(
+    x_ref: jax.Ref, scale_ref: jax.Ref | None, bias_ref: jax.Ref | None, epsilon_ref: jax.Ref, y_ref: jax.Ref,
+    *, centered: bool,
+) -> None:  # fmt: skip
     y, _ = _normal(*_deviation(x_ref[...], centered), epsilon_ref[...])
     y = y if scale_ref is None else y * _float32(scale_ref)
     y_ref[...] = (y if bias_ref is None else y + _float32(bias_ref)).astype(y_ref.dtype)
 
 
-def _backward(x_ref, scale_ref, epsilon_ref, g_ref, dx_ref, *sum_refs, rows: int, centered: bool) -> None:
+def _backward(
+    x_ref: jax.Ref, scale_ref: jax.Ref | None, epsilon_ref: jax.Ref, g_ref: jax.Ref, dx_ref: jax.Ref,
+    *sum_refs: jax.Ref, rows: int, centered: bool,
+) -> None:  # fmt: skip
     normal, r = _normal(*_deviation(x_ref[...], centered), epsilon_ref[...])
     g = _float32(g_ref)
-    w = weighted(g, None if scale_ref is None else _float32(scale_ref))
+    w = scaled(g, None if scale_ref is None else _float32(scale_ref))
     dx = w - normal * _mean(w * normal)
     dx_ref[...] = (r * (dx - _mean(w) if centered else dx)).astype(dx_ref.dtype)
     here, j = x_ref.shape[0], pl.program_id(1)
@@ -84,11 +91,11 @@ def _backward(x_ref, scale_ref, epsilon_ref, g_ref, dx_ref, *sum_refs, rows: int
         total = (terms if inside is None else jnp.where(inside, terms, 0)).sum(0, keepdims=True)
 
         @pl.when(j == 0)
-        def _(ref=ref, total=total):
+        def _(ref: Any = ref, total: Array = total) -> None:
             ref[...] = total
 
         @pl.when(j > 0)
-        def _(ref=ref, total=total):
+        def _(ref: Any = ref, total: Array = total) -> None:
             ref[...] += total
 
 
@@ -101,7 +108,7 @@ def _spec(v: Any, size: int) -> pl.BlockSpec:
 def _call(
     kernel: Callable[..., None], name: str, found: list[jax.ShapeDtypeStruct], x: Array, *args: Array | None
 ) -> list[Array]:
-    """What `kernel` finds, block by block of x; results beyond the first are sums over blocks."""
+    """The results of a kernel, block by block of x; those beyond the first are sums over blocks."""
     segments, rows, features = x.shape
     size = block(rows, features, x.dtype)
     values = [x, *(v if v is None or v.ndim == 3 else v[:, None] for v in args)]

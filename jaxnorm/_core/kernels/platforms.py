@@ -6,10 +6,10 @@ degree, and there is no other way to a kernel of one's own. They stand in this f
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.extend.core import Primitive
@@ -55,7 +55,7 @@ def _segments(v: Array | None, count: int) -> Array | None:
     return v if v is None else v.reshape(count, v.shape[-1])
 
 
-def _operands(rows, args):
+def _operands(rows: Any, args: Sequence[Array]) -> tuple[Any, ...]:
     """x as (segments, rows, features), and vectors as (segments, …)."""
     x, scale, bias, epsilon = rows.unpack(args)
     count = math.prod(epsilon.shape[:-1])
@@ -70,60 +70,69 @@ def forward(module: ModuleType, *args: Array, rows: Any) -> Array:
     return y.reshape(args[0].shape)
 
 
-def backward(module: ModuleType, *args: Array, rows: Any, moved: tuple[bool, ...]) -> list[Array]:
-    """dx, dγ and dβ by a kernel, those that moved."""
+def backward(module: ModuleType, *args: Array, rows: Any, nonzero: tuple[bool, ...]) -> list[Array]:
+    """dx, dγ and dβ by a kernel, those whose tangents are not zero."""
     *primals, g = args
     x, scale, _, epsilon = _operands(rows, primals)
-    sums = 2 if moved[2] else 1 if moved[1] else 0
+    sums = 2 if nonzero[2] else 1 if nonzero[1] else 0
     dx, *found = module.backward(x, scale, epsilon, g.reshape(x.shape), centered=rows.centered, sums=sums)
     shape = *primals[-1].shape[:-1], x.shape[-1]
-    found = [v.reshape(shape) for v, m in zip(found, moved[1:], strict=False) if m]
-    return [dx.reshape(args[0].shape), *found] if moved[0] else found
+    found = [v.reshape(shape) for v, m in zip(found, nonzero[1:], strict=False) if m]
+    return [dx.reshape(args[0].shape), *found] if nonzero[0] else found
 
 
-def register(
-    operation: Primitive, formula: Callable[..., Any], kernel: Callable[..., Any] | None, several: bool
-) -> None:
-    """The lowerings of an operation: its kernel where there is one, else its formula, where no kernel was named."""
+class _Lowering(NamedTuple):
+    """How an operation is lowered: its formula, its kernel if it has one, and whether results are a list."""
 
-    def lower(platform, context, *values, **params):
-        by_formula, rows = partial(formula, **params), params["rows"]
-        if kernel is None:
-            return lowered(by_formula, context, *values)
+    formula: Callable[..., Any]
+    kernel: Callable[..., Any] | None
+    several: bool
+
+    def module(self, platform: str, context: Any, named: bool) -> ModuleType | None:
+        """The kernels that serve this operation on a platform; an error where kernels were named and none do."""
+        if self.kernel is None:
+            return None
         module = _module(platform)
         features = context.avals_in[0].shape[-1]
         dtypes = {v.dtype for v in (*context.avals_in, *context.avals_out)}
-        if rows.named and not (module and module.serves(features, False, dtypes)):
+        if named and not (module and module.serves(features, False, dtypes)):
             raise NotImplementedError(
                 f"implementation='pallas' has kernels for cuda and tpu (but for float16), as far as this JAX compiles "
                 f"them, and this program is compiled for {platform}, in {' and '.join(sorted(map(str, dtypes)))}. "
                 f"Use implementation='xla', or None to have it chosen."
             )
-        if module is None or not module.serves(features, kernel is backward, dtypes):
-            return lowered(by_formula, context, *values)
-        run = partial(kernel, module, **params)
+        return module if module and module.serves(features, self.kernel is backward, dtypes) else None
+
+    def lower(self, platform: str, context: Any, *values: Any, **params: Any) -> Any:
+        """JAX calls this for an operation in a program for a platform."""
+        formula, rows = partial(self.formula, **params), params["rows"]
+        module = self.module(platform, context, rows.named)
+        if module is None or self.kernel is None:
+            return self.lowered(formula, context, *values)
+        run = partial(self.kernel, module, **params)
         if platform == "tpu":
             # libtpu asks for no partitioning (jax#38196). Over several devices JAX's error says to use shard_map.
-            return lowered(run, context, *values)
+            return self.lowered(run, context, *values)
         # An export can't hold the partitioning, and JAX saves Triton's kernels for those alone who say that they know:
         # who has named none gets what can be saved.
-        whole = run if rows.named else by_formula
+        whole = run if rows.named else formula
         if getattr(context.module_context.lowering_parameters, "for_export", False):
-            return lowered(whole, context, *values)
-        lead = context.avals_in[-2 if kernel is backward else -1].ndim - 1
-        outputs = params["moved"] if several else (True,)
-        outputs = tuple(i == 0 for i, moved in enumerate(outputs) if moved)
+            return self.lowered(whole, context, *values)
+        lead = context.avals_in[-2 if self.kernel is backward else -1].ndim - 1
+        results = params["nonzero"] if self.several else (True,)
+        like_x = tuple(i == 0 for i, nonzero in enumerate(results) if nonzero)
         try:
-            return lowered(partial(by_shards, run, lead, outputs, several), context, *values)
+            return self.lowered(partial(by_shards, run, lead, like_x, self.several), context, *values)
         except AssertionError:
             # The devices are not known, as there was no way to ask for them: see `devices_known`.
-            return lowered(whole, context, *values)
+            return self.lowered(whole, context, *values)
 
-    def lowered(run, context, *values):
+    def lowered(self, run: Callable[..., Any], context: Any, *values: Any) -> Any:
+        """The operation, computed by a function of arrays."""
         with warnings.catch_warnings():
             # Pallas' Triton backend is deprecated. Where it is gone, the formula takes its place.
             warnings.filterwarnings("ignore", message="The Pallas Triton backend", category=DeprecationWarning)
-            lowering = mlir.lower_fun(run, multiple_results=several)
+            lowering = mlir.lower_fun(run, multiple_results=self.several)
             try:
                 return lowering(context, *values)
             except RuntimeError as error:
@@ -134,8 +143,14 @@ def register(
                 with jax.sharding.use_abstract_mesh(_H100):
                     return lowering(context, *values)
 
+
+def register(
+    operation: Primitive, formula: Callable[..., Any], kernel: Callable[..., Any] | None, several: bool
+) -> None:
+    """The lowerings of an operation: its kernel where there is one, else its formula, where no kernel was named."""
+    lowering = _Lowering(formula, kernel, several)
     if kernel is not None:
         devices_known(operation)
-    mlir.register_lowering(operation, partial(lower, "cpu"))
+    mlir.register_lowering(operation, partial(lowering.lower, "cpu"))
     for platform in ("cuda", "tpu"):
-        mlir.register_lowering(operation, partial(lower, platform), platform=platform)
+        mlir.register_lowering(operation, partial(lowering.lower, platform), platform=platform)

@@ -6,7 +6,7 @@ does. With 8 a thread, as 16 bytes of bfloat16 would suggest, scale and bias are
 (measured on an H200, 8192 features in bfloat16: 0.60 instead of 0.91 of the bandwidth of a copy).
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
 
-from jaxnorm._core.kernels.arithmetic import WIDEST, inverse_root, like, variance, weighted
+from jaxnorm._core.kernels.arithmetic import WIDEST, inverse_root, like, scaled, variance
 
 # Multiprocessors of an H100 and an H200. With fewer or more of them the last wave of programs is not full, no more.
 _PROCESSORS = 132
@@ -101,7 +101,7 @@ def _tiles(shape: tuple[int, int], first: Array, cut: Tiling, end: Array | None 
     return tiles
 
 
-def _row_sums(terms) -> list[Array]:
+def _row_sums(terms: Iterable[Sequence[Array]]) -> list[Array]:
     """The sums over each row of several terms, which come tile by tile."""
     total, *others = terms
     for term in others:
@@ -115,7 +115,10 @@ def _mean(xs: list[Array], features: int) -> Array:
     return total / features
 
 
-def _forward(x_ref, scale_ref, bias_ref, epsilon_ref, y_ref, *, cut: Tiling, centered: bool) -> None:
+def _forward(
+    x_ref: jax.Ref, scale_ref: jax.Ref | None, bias_ref: jax.Ref | None, epsilon_ref: jax.Ref, y_ref: jax.Ref,
+    *, cut: Tiling, centered: bool,
+) -> None:  # fmt: skip
     features = x_ref.shape[1]
     tiles = _tiles(x_ref.shape, pl.program_id(1) * cut.block, cut)
     xs = [tile.load(x_ref) for tile in tiles]
@@ -131,48 +134,73 @@ def _forward(x_ref, scale_ref, bias_ref, epsilon_ref, y_ref, *, cut: Tiling, cen
         tile.store(y_ref, y if bias_ref is None else y + tile.vector(bias_ref))
 
 
-def _backward(x_ref, scale_ref, epsilon_ref, g_ref, dx_ref, *sums, cut: Tiling, centered: bool, steps: int) -> None:
-    rows, features = x_ref.shape
-    epsilon, start = epsilon_ref[0], pl.program_id(1) * steps
-    mine = jnp.minimum(steps, pl.cdiv(rows, cut.block) - start)
+class _Plan(NamedTuple):
+    """The plan of a program of the backward pass: how rows are cut, and how many blocks are its own."""
+
+    cut: Tiling
+    centered: bool
+    steps: int
+
+
+def _gradients(
+    tiles: list[_Tile],
+    block: list[tuple[Array, Array]],
+    scales: list[Any],
+    epsilon: Array,
+    centered: bool,
+    features: int,
+) -> Iterator[tuple[_Tile, Array, tuple[Array, Array]]]:
+    """Tile by tile of a block of x and g: dx, and the terms x̂ g and g of dscale and dbias."""
+    pivot = _mean([x for x, _ in block], features) if centered else None
+
+    def terms(tile: _Tile, x: Array, g: Array, scale: Array | None) -> list[Array]:
+        d, w = tile.deviation(x, pivot), scaled(g, scale)
+        return [d * d, w * d, d, w] if centered else [d * d, w * d]
+
+    every = zip(tiles, block, scales, strict=True)
+    square, slope, *means = (v / features for v in _row_sums(terms(tile, x, g, s) for tile, (x, g), s in every))
+    delta, shift = means if centered else (None, None)
+    r = inverse_root(variance(square, delta) + epsilon)
+    slope = r * (slope if delta is None or shift is None else slope - delta * shift)
+    for tile, (x, g), scale in zip(tiles, block, scales, strict=True):
+        d = tile.deviation(x, pivot)
+        normal = (d if delta is None else d - delta) * r
+        dx = scaled(g, scale) - normal * slope
+        dx = r * (dx if shift is None else dx - shift)
+        g = g.astype(jnp.float32)
+        yield tile, dx, (g * normal, g)
+
+
+def _backward(
+    x_ref: jax.Ref, scale_ref: jax.Ref | None, epsilon_ref: jax.Ref, g_ref: jax.Ref, dx_ref: jax.Ref,
+    *sum_refs: jax.Ref, plan: _Plan,
+) -> None:  # fmt: skip
+    (rows, features), cut = x_ref.shape, plan.cut
+    epsilon, start = epsilon_ref[0], pl.program_id(1) * plan.steps
+    mine = jnp.minimum(plan.steps, pl.cdiv(rows, cut.block) - start)
     end = jnp.minimum(rows, (start + mine) * cut.block)
     columns = _tiles(x_ref.shape, start, cut)
     scales = [None if scale_ref is None else tile.vector(scale_ref) for tile in columns]
 
-    def load(i):
+    def load(i: Any) -> list[tuple[Array, Array]]:
         return [(tile.load(x_ref), tile.load(g_ref)) for tile in _tiles(x_ref.shape, (start + i) * cut.block, cut, end)]
 
-    def step(i, carry):
+    def step(i: Array, carry: Any) -> Any:
         totals, block = carry
         # The next rows are on their way while these are computed (measured: 0.78 instead of 0.58 of a copy).
         following = load(i + 1)
-        tiles = _tiles(x_ref.shape, (start + i) * cut.block, cut)
-        pivot = _mean([x for x, _ in block], features) if centered else None
-
-        def terms(tile, x, g, scale):
-            d, w = tile.deviation(x, pivot), weighted(g, scale)
-            return [d * d, w * d, d, w] if centered else [d * d, w * d]
-
-        every = zip(tiles, block, scales, strict=True)
-        square, slope, *rest = (v / features for v in _row_sums(terms(tile, x, g, s) for tile, (x, g), s in every))
-        delta, shift = rest if centered else (None, None)
-        r = inverse_root(variance(square, delta) + epsilon)
-        slope = r * (slope if delta is None else slope - delta * shift)
-        new = []
-        for tile, (x, g), scale, total in zip(tiles, block, scales, totals, strict=True):
-            d = tile.deviation(x, pivot)
-            normal = (d if delta is None else d - delta) * r
-            dx = weighted(g, scale) - normal * slope
-            tile.store(dx_ref, r * (dx if shift is None else dx - shift))
-            g = g.astype(jnp.float32)
-            new.append(tuple(a + b for a, b in zip(total, (g * normal, g), strict=False)))
+        tiles, new = _tiles(x_ref.shape, (start + i) * cut.block, cut), []
+        found = _gradients(tiles, block, scales, epsilon, plan.centered, features)
+        for (tile, dx, terms), total in zip(found, totals, strict=True):
+            tile.store(dx_ref, dx)
+            new.append(tuple(a + b for a, b in zip(total, terms, strict=False)))
         return new, following
 
     zero = jnp.zeros((cut.block, cut.width), jnp.float32)
-    totals, _ = lax.fori_loop(0, mine, step, ([(zero,) * len(sums) for _ in columns], load(0)))
+    totals, _ = lax.fori_loop(0, mine, step, ([(zero,) * len(sum_refs) for _ in columns], load(0)))
     for tile, total in zip(columns, totals, strict=True):
         some = tile.some_columns
-        for ref, v in zip(sums, total, strict=True):
+        for ref, v in zip(sum_refs, total, strict=True):
             triton.store(ref.at[tile.columns], v.sum(0), mask=some if some is None else some[0])
 
 
@@ -181,16 +209,19 @@ def _segment(*shape: int) -> pl.BlockSpec:
     return pl.BlockSpec((None, *shape), lambda i, j: (i, *[0] * len(shape)))
 
 
-def _call(kernel, name: str, cut: Tiling, programs: int, out_specs, out_shape, x: Array, *args: Array | None):
+def _call(
+    kernel: Callable[..., None], name: str, grid: tuple[int, int], cut: Tiling, results: list[Any], *args: Array | None
+) -> list[Array]:
+    """The results of a kernel; each is given as its specification and its shape."""
     return pl.pallas_call(
         kernel,
-        grid=(x.shape[0], programs),
-        in_specs=[v if v is None else _segment(*v.shape[1:]) for v in (x, *args)],
-        out_specs=out_specs,
-        out_shape=out_shape,
+        grid=grid,
+        in_specs=[v if v is None else _segment(*v.shape[1:]) for v in args],
+        out_specs=[spec for spec, _ in results],
+        out_shape=[shape for _, shape in results],
         compiler_params=triton.CompilerParams(num_warps=cut.warps, num_stages=1),
         name=name,
-    )(x, *args)
+    )(*args)
 
 
 def serves(features: int, backward: bool, dtypes: Collection[Any] = ()) -> bool:
@@ -210,10 +241,11 @@ def forward(
     """y of rows, in the given dtype."""
     cut = tiling(x.shape[2], backward=False)
     kernel = partial(_forward, cut=cut, centered=centered)
-    programs = pl.cdiv(x.shape[1], cut.block)
-    return _call(
-        kernel, "jaxnorm_rows", cut, programs, _segment(*x.shape[1:]), like(x, x.shape, dtype), x, scale, bias, epsilon
-    )
+    segments, rows, features = x.shape
+    result = _segment(rows, features), like(x, x.shape, dtype)
+    return _call(kernel, "jaxnorm_rows", (segments, pl.cdiv(rows, cut.block)), cut, [result], x, scale, bias, epsilon)[
+        0
+    ]
 
 
 def backward(
@@ -231,10 +263,10 @@ def backward(
     # So many programs in all: with as many for each of 64 segments, partial sums would be 4 of 9 passes over x.
     steps = pl.cdiv(rows, cut.block * max(1, cut.programs // segments))
     programs = pl.cdiv(rows, cut.block * steps)
-    kernel = partial(_backward, cut=cut, centered=centered, steps=steps)
+    kernel = partial(_backward, plan=_Plan(cut, centered, steps))
     partial_sum = like(x, (segments, programs, features), jnp.float32)
     one = pl.BlockSpec((None, None, features), lambda i, j: (i, j, 0))
-    specs = [_segment(rows, features), *[one] * sums]
-    shapes = [like(x, x.shape, x.dtype), *[partial_sum] * sums]
-    dx, *found = _call(kernel, "jaxnorm_rows_transposed", cut, programs, specs, shapes, x, scale, epsilon, g)
+    results = [(_segment(rows, features), like(x, x.shape, x.dtype)), *[(one, partial_sum)] * sums]
+    grid = segments, programs
+    dx, *found = _call(kernel, "jaxnorm_rows_transposed", grid, cut, results, x, scale, epsilon, g)
     return dx, *(v.sum(1) for v in found)

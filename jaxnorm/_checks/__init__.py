@@ -1,0 +1,46 @@
+"""Messages about arguments and states: at trace time, with the fact, the value and the remedy.
+
+A check is named for what it looks at. It raises where that does not fit, and gives back what the caller goes on with.
+`who` is the function or class that the user called.
+"""
+
+from jaxnorm._checks.arguments import (
+    affine,
+    axes,
+    axis,
+    channel_axis,
+    data,
+    ddof,
+    divides,
+    implementation,
+    in_other_words,
+    names,
+    number,
+    positions,
+    several_axes,
+    unbiased,
+    virtual_batch_size,
+    weights,
+    where,
+)  # fmt: skip
+from jaxnorm._checks.flags import flag, ignored_flag, mode, train
+from jaxnorm._checks.modules import given_twice, key, same_features, spec
+from jaxnorm._checks.specs import fits_norm, fits_scaler, normalized_shape, ordered, param_dtype, stateless
+from jaxnorm._checks.states import (
+    averages,
+    parts,
+    reject_nnx_variables,
+    require_data,
+    require_stats,
+    running,
+    several,
+    shares,
+)  # fmt: skip
+
+__all__ = [
+    "affine", "averages", "axes", "axis", "channel_axis", "data", "ddof", "divides", "fits_norm", "fits_scaler", "flag",
+    "given_twice", "ignored_flag", "implementation", "in_other_words", "key", "mode", "names", "normalized_shape",
+    "number", "ordered", "param_dtype", "parts", "positions", "reject_nnx_variables", "require_data", "require_stats",
+    "running", "same_features", "several", "several_axes", "shares", "spec", "stateless", "train", "unbiased",
+    "virtual_batch_size", "weights", "where",
+]  # fmt: skip

@@ -1,0 +1,82 @@
+"""Small arithmetic: in which dtype, about which mean, of what counts, and without losing digits."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+MaybeArray = Array | None
+
+
+def wide_dtype(x: Array) -> Any:
+    """The dtype of arithmetic on `x`: float32 at least."""
+    if jnp.iscomplexobj(x):
+        return x.dtype
+    return jnp.dtype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
+
+
+def real_dtype(x: Array) -> Any:
+    """The dtype of variances and counts of `x`."""
+    return jnp.finfo(wide_dtype(x)).dtype
+
+
+def widest(*dtypes: Any) -> Any:
+    """The widest of several dtypes of one kind."""
+    return max(dtypes, key=lambda dtype: dtype.itemsize)
+
+
+def at_most(size: Any, limit: int) -> bool:
+    """Whether a size is known to be within a limit: one of an exported program may be a symbol."""
+    return isinstance(size, int) and size <= limit
+
+
+def real_product(a: Array, b: Array) -> Array:
+    """Re(ā b), elementwise: a b for real numbers."""
+    return (a.conj() * b).real if jnp.iscomplexobj(a) else a * b
+
+
+def reciprocal(n: Array) -> Array:
+    """1/n, and 1 where n = 0."""
+    return 1 / jnp.where(n == 0, 1, n)
+
+
+def deviation(x: Array, pivot: MaybeArray = None, delta: MaybeArray = None) -> Array:
+    """(x − pivot) − delta: in this order the digits of x − μ survive a large mean."""
+    d = x.astype(wide_dtype(x))
+    d = d if pivot is None else d - pivot
+    return d if delta is None else d - delta
+
+
+def included(where: Array) -> Array:
+    """The positions that count: those of positive weight."""
+    return where if where.dtype == jnp.bool_ else where > 0
+
+
+def masked(v: Array, where: MaybeArray) -> Array:
+    """`v` where it counts, and 0 elsewhere: a weight of 0 would leave 0 · NaN, forward or in the transpose."""
+    return v if where is None else jnp.where(included(where), v, 0)
+
+
+def weighted(v: Array, where: MaybeArray) -> Array:
+    """`v` times its weights. A mask has none: what it excludes is 0 already (`masked`)."""
+    return v if where is None or where.dtype == jnp.bool_ else v * where.astype(v.dtype)
+
+
+def narrow(y: Array, where: MaybeArray, dtype: Any) -> Array:
+    """`y` in a dtype, finite where padding is: that may hold the largest float."""
+    if where is not None and not jnp.iscomplexobj(y):
+        most = jnp.finfo(dtype).max.astype(y.dtype)
+        y = jnp.where(included(where), y, jnp.clip(y, -most, most))
+    return y.astype(dtype)
+
+
+def add_with_residual(a: Array, b: Array, residual: Array) -> tuple[Array, Array]:
+    """a + b + residual as two numbers, the second without derivative. The sum of the first two is exact (Knuth)."""
+    total = a + b
+    part = total - a
+    residual += lax.stop_gradient((a - (total - part)) + (b - part))
+    near = total + residual
+    left = lax.stop_gradient(residual - (near - total))
+    # The residual of infinity is no number.
+    return near, jnp.where(jnp.isfinite(near), left, 0)

@@ -1,0 +1,121 @@
+"""Parameters and running statistics in variables of flax.nnx.
+
+A norm of jaxnorm says in `_kinds` of which types its parameters and its state are, with which fields.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from flax import nnx
+from flax.errors import TraceContextError
+
+from jaxnorm import _checks
+from jaxnorm._annotations import Axes
+from jaxnorm._state.tree import has_stats
+from jaxnorm._types import ADDED, RunningStats, fields, running_of
+
+
+def static_sizes(features: Axes) -> int | tuple[int, ...]:
+    """Sizes as nnx keeps them: a list would be a node of its own."""
+    return tuple(features) if isinstance(features, Sequence) else features
+
+
+def kind_of(tree: Any) -> tuple[type, tuple[str, ...]]:
+    """The type of parameters or of a state, and their fields."""
+    return type(tree), tuple(fields(tree))
+
+
+def add_variables(
+    module: nnx.Module, variable: type[nnx.Variable], tree: Any, inits: Mapping[str, Any], rngs: nnx.Rngs | None
+) -> None:
+    """Gives a module a variable for each field of its parameters or its state, some of them by initializers."""
+    for name, value in fields(tree).items():
+        if value is not None and name in inits:
+            init = inits[name] or (lambda key, *_, value=value: value)
+            # A key is drawn for each, as Flax's norms do, and not used where there is no initializer.
+            key = None if rngs is None and inits[name] is None else _checks.key(rngs, "nnx.Norm")
+            value = init(key, value.shape, value.dtype)
+        setattr(module, name, nnx.data(None) if value is None else variable(value))
+
+
+def read(module: nnx.Module, names: Sequence[str]) -> list[Any]:
+    """The values of variables; None for those that a module lacks."""
+    return [None if v is None else v[...] for v in (getattr(module, name, None) for name in names)]
+
+
+def read_params(module: Any) -> Any:
+    """The parameters of a module, of the kind that it has."""
+    return _read_tree(module, module._kinds[0])
+
+
+def read_state(module: Any) -> Any:
+    """The state of a module; with what `accumulate` or `recalibrate` has added to running statistics."""
+    added = {name: getattr(module, name).get_value() for name in ADDED if hasattr(module, name)}
+    state = _read_tree(module, module._kinds[1])
+    return running_of({**fields(state), **added}) if added else state
+
+
+def read_all(model: nnx.Module) -> dict[str, Any]:
+    """The running statistics of all norms of jaxnorm in a model, by their path."""
+    return {path: read_state(norm) for path, norm in _norms(model).items()}
+
+
+def store_all(model: nnx.Module, states: Mapping[str, Any]) -> None:
+    """Sets the running statistics of all norms of jaxnorm in a model."""
+    for path, norm in _norms(model).items():
+        store(norm, states[path])
+
+
+def _norms(model: nnx.Module) -> dict[str, Any]:
+    return {path: m for path, m in _modules(model) if hasattr(m, "_kinds") and has_stats(read_state(m))}
+
+
+def stats_of_flax(model: nnx.Module) -> dict[str, RunningStats]:
+    """The running statistics of Flax's own batch norms in a model, by their path."""
+    theirs = ((path, m) for path, m in _modules(model) if isinstance(m, nnx.BatchNorm) and not hasattr(m, "_kinds"))
+    return {path: RunningStats(*read(m, ("mean", "var"))) for path, m in theirs}
+
+
+def _modules(model: nnx.Module) -> Iterator[tuple[str, Any]]:
+    return ((".".join(map(str, path)) or "model", m) for path, m in nnx.iter_modules(model))
+
+
+def _read_tree(module: Any, kind: tuple[type, tuple[str, ...]]) -> Any:
+    """The variables of a module as a NamedTuple or mapping of this kind, or None."""
+    of_type, names = kind
+    values = dict(zip(names, read(module, names), strict=True))
+    if of_type is type(None):
+        return None
+    return of_type(values) if issubclass(of_type, Mapping) else of_type(**values)  # pyright: ignore[reportCallIssue]
+
+
+def store(module: nnx.Module, state: Any) -> None:
+    """Sets the variables of a state; adds and removes what `accumulate`, `commit` and `recalibrate` do."""
+    values = {name: value for name, value in fields(state).items() if value is not None}
+    for name in ADDED:
+        if name not in values and hasattr(module, name):
+            delattr(module, name)
+    for name, value in values.items():
+        if hasattr(module, name):
+            _set(getattr(module, name), value)
+        else:
+            setattr(module, name, nnx.BatchStat(value))
+
+
+def is_frozen(module: Any, use_running_average: bool | None) -> bool:
+    """Whether a module uses running averages, as it is told in the call, or else was told before."""
+    frozen = module.use_running_average if use_running_average is None else use_running_average
+    return _checks.flag(frozen, type(module).__name__, "use_running_average")
+
+
+def _set(variable: nnx.Variable, value: Any) -> None:
+    """Sets a variable of nnx. Complex data makes it complex."""
+    try:
+        variable.set_value(value)
+    except TraceContextError as error:
+        error.add_note(
+            "Running statistics can't be updated from inside a transform that closes over the module. Pass the module "
+            "as an argument, and name the axis that shares its statistics: nnx.vmap(lambda model, x: model(x), "
+            "in_axes=(None, 0), axis_name='batch')(model, x), with axis_name='batch' in the norm, too."
+        )
+        raise

@@ -1,0 +1,105 @@
+"""Moments, standardize, affine: what all norms do, with statistics of the data or with running ones."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from jax import lax
+from jaxtyping import Array, ArrayLike
+
+from jaxnorm import _checks
+from jaxnorm._core import kernels
+from jaxnorm._core.ghosts import standardize_by_ghosts
+from jaxnorm._core.moments_about import Observations, Statistics
+from jaxnorm._core.pivot import Expected
+from jaxnorm._core.reduction import Reduction
+from jaxnorm._core.sharding import place_like
+from jaxnorm._core.standardize import Coefficients, standardize_by_given_stats, standardize_by_own_stats
+from jaxnorm._state.running import advance, advance_by_examples, mean_and_var, nan_if_negative
+from jaxnorm._types import RunningState
+
+
+def observations_and_coefficients(
+    x: Array, feature_axes: Sequence[int], scale: Any, bias: Any, epsilon: ArrayLike, where: Any, who: str
+) -> tuple[Observations, Coefficients]:
+    """The arguments of all norms, checked and in the dimensions of `x`; scale and bias lie along
+    `feature_axes`."""
+    return Observations(x, _checks.where(where, x, who)), Coefficients(
+        place_like(_checks.affine(scale, x, feature_axes, who, "scale"), x),
+        place_like(_checks.affine(bias, x, feature_axes, who, "bias"), x),
+        _checks.number(epsilon, x, who, "epsilon"),
+    )
+
+
+def normalize(
+    x: Array, reduction: Reduction, feature_axes: tuple[int, ...], scale: Any, bias: Any, *, epsilon: ArrayLike,
+    where: Any, who: str, dtype: Any = None, implementation: str | None = None,
+) -> Array:  # fmt: skip
+    """A norm without state, whose scale and bias lie along `feature_axes`. `dtype`: that of y, if not that of `x`."""
+    data, coefficients = observations_and_coefficients(x, feature_axes, scale, bias, epsilon, where, who)
+    dtype = dtype or x.dtype
+    if _by_kernels(reduction, data, coefficients, dtype, implementation, who):
+        options = {"centered": reduction.centered, "dtype": dtype, "named": implementation == "pallas"}
+        return kernels.normalize_rows(reduction.axes, x, coefficients, **options)
+    return standardize_by_own_stats(reduction, dtype, False, data, None, coefficients)[0]
+
+
+def _by_kernels(
+    reduction: Reduction,
+    data: Observations,
+    coefficients: Coefficients,
+    dtype: Any,
+    implementation: str | None,
+    who: str,
+) -> bool:
+    """Whether kernels normalize this, by name or by choice."""
+    _checks.implementation(implementation, who)
+    x, (scale, bias, _) = data.x, coefficients
+    features = math.prod(x.shape[a] for a in reduction.axes)
+    if implementation == "xla" or (implementation is None and not kernels.chosen(features)):
+        return False
+    why = "is for layer and RMS norm" if reduction.groups else "knows no axis_name" if reduction.axis_names else None
+    why = why or kernels.unserved(reduction.axes, x, data.where, dtype, scale, bias)
+    if why and implementation == "pallas":
+        raise ValueError(f"{who}: implementation='pallas' {why}. Use implementation='xla', or None to have it chosen.")
+    return not why
+
+
+def normalize_tracking(
+    x: Array, state: Any, reduction: Reduction, feature_axes: tuple[int, ...], scale: Any, bias: Any, *, train: bool,
+    momentum: Any, ddof: int, epsilon: ArrayLike, where: Any, who: str, dtype: Any = None,
+    virtual_batch_size: int | None = None, example_axes: tuple[int, ...] | None = None, differentiable: bool = False,
+) -> tuple[Array, RunningState | None]:  # fmt: skip
+    """A norm with running statistics along `feature_axes`, where scale and bias lie; and its new state.
+
+    `virtual_batch_size`: so many examples, each on their own. `example_axes`: those of examples that each have their
+    own statistics. `differentiable`: gradients flow from the new state into `x`.
+    """
+    dtype = dtype or x.dtype
+    _checks.running(state, x, feature_axes, train, momentum, who)
+    _checks.ddof(ddof, who)
+    momentum = None if momentum is None else _checks.number(momentum, x, who, "momentum", most=1)
+    data, coefficients = observations_and_coefficients(x, feature_axes, scale, bias, epsilon, where, who)
+    if train and state is not None and not reduction.axis_names:
+        _checks.unbiased(data.where, reduction.axes, x, ddof, who)
+    mean: Any = None
+    var: Any = None
+    if state is not None:
+        mean, var = mean_and_var(state, x, feature_axes)
+    if not train:
+        running = Statistics(None, mean, None, nan_if_negative(var))
+        return standardize_by_given_stats(dtype, data, running, coefficients), state
+    expected = None
+    if state is not None and example_axes is None:
+        expected = lax.stop_gradient(Expected(mean, var))
+    if virtual_batch_size is None:
+        y, stats = standardize_by_own_stats(reduction, dtype, True, data, expected, coefficients)
+    else:
+        _checks.virtual_batch_size(virtual_batch_size, reduction, x, who)
+        y, stats = standardize_by_ghosts(virtual_batch_size, reduction, dtype, data, expected, coefficients)
+    if state is None:
+        return y, None
+    stats: Any = stats if differentiable else lax.stop_gradient(stats)
+    if example_axes is None:
+        return y, advance(state, stats, momentum, ddof)
+    return y, advance_by_examples(state, stats, momentum, ddof, example_axes, reduction.size(x))

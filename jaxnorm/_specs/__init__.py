@@ -1,0 +1,1 @@
+"""The nouns: every norm as a spec, a frozen pytree."""

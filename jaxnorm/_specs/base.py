@@ -1,0 +1,277 @@
+"""Specs are frozen pytrees: numbers are leaves, to jit, vmap and differentiate; structure is static."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, ClassVar, Protocol, Self, dataclass_transform, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import ArrayLike, DTypeLike
+
+from jaxnorm import _checks
+from jaxnorm._annotations import Axes, Data, Result
+from jaxnorm._state.running import initial
+from jaxnorm._types import Affine, GatedAffine
+
+
+@runtime_checkable
+class Spec(Protocol):
+    """A norm as a value: whatever answers to these calls can stand where another norm stood.
+
+    params, state = spec.init(features)        y, state = spec.apply(params, state, x, train=True)
+
+    A norm without state carries None. y has the shape and dtype of `x`. Raises what the norm says of what does not fit.
+
+    >>> isinstance(jn.Identity(), jn.Spec)
+    True
+    """
+
+    def init(self, features: Axes, dtype: DTypeLike | None = None) -> tuple[Any, Any]:
+        """Parameters and state for this many channels, or this shape of the normalized axes."""
+        ...
+
+    def apply(
+        self, params: Any, state: Any, x: Data, *, train: bool, where: ArrayLike | None = None
+    ) -> tuple[Result, Any]:
+        """The normalized `x`, and the state after it."""
+        ...
+
+
+def leaf(*, default: Any = dataclasses.MISSING) -> Any:
+    """A field of a spec that is a number, and part of the pytree: `jit` takes it as data, `vmap` and `grad` reach it.
+
+    Every other field of a subclass is structure: known when tracing, compared and hashed.
+
+    Args:
+        default: the number, or an array of any shape; without it the field has to be given.
+
+    Returns:
+        A field = what a dataclass makes of the annotation.
+
+    >>> class Scaled(jn.BatchNorm):
+    ...     factor: float = jn.leaf(default=2.0)
+    >>> len(jax.tree.leaves(Scaled()))  # momentum, epsilon, factor
+    3
+    """
+    return dataclasses.field(default=default, metadata={"leaf": True})
+
+
+def _is_leaf(field: dataclasses.Field) -> bool:
+    return "leaf" in field.metadata
+
+
+def _keep_kinds(cls: type) -> None:
+    """Fields of bases that a class declares again stay what they are there, a number or structure."""
+    known = {f.name: f for base in cls.__mro__[1:] if dataclasses.is_dataclass(base) for f in dataclasses.fields(base)}
+    annotated = inspect.get_annotations(cls)
+    for name, field in known.items():
+        if name in vars(cls) and name not in annotated:
+            raise TypeError(
+                f"{cls.__name__}.{name} overrides a field without an annotation, and would be none. Write {name}: "
+                f"{getattr(field.type, '__name__', field.type)} = ..., or set it in the constructor."
+            )
+        if name not in annotated:
+            continue
+        default = vars(cls).get(name, dataclasses.MISSING)
+        if isinstance(default, dataclasses.Field):
+            if _is_leaf(default) != _is_leaf(field):
+                kinds = ("a leaf", "static") if _is_leaf(field) else ("static", "a leaf")
+                raise TypeError(f"{cls.__name__}.{name} is {kinds[0]} in its base class, and can't be {kinds[1]} here.")
+        elif _is_leaf(field):
+            setattr(cls, name, leaf(default=default))
+
+
+def _make_pytree(cls: Any) -> None:
+    """Makes a class a frozen dataclass, and a pytree."""
+    _keep_kinds(cls)
+    # It changes the class in place: the one that is being defined.
+    dataclasses.dataclass(frozen=True, kw_only=True, eq=False)(cls)
+    cls.__init__ = _checks.in_other_words(cls.__init__)
+    cls._numbers = tuple(f.name for f in dataclasses.fields(cls) if _is_leaf(f))
+    cls._static = tuple(f.name for f in dataclasses.fields(cls) if not _is_leaf(f))
+
+    def structure(spec: Any) -> tuple[Any, ...]:
+        return tuple(getattr(spec, name) for name in cls._static)
+
+    def flatten(spec: Any) -> tuple[list[Any], tuple[Any, ...]]:
+        return [getattr(spec, name) for name in spec._leaves()], structure(spec)
+
+    def flatten_with_keys(spec: Any) -> tuple[list[Any], tuple[Any, ...]]:
+        return [(jax.tree_util.GetAttrKey(name), getattr(spec, name)) for name in spec._leaves()], structure(spec)
+
+    def unflatten(structure: Any, leaves: Any) -> Any:
+        # Not by the constructor: JAX unflattens with placeholders.
+        spec = object.__new__(cls)
+        vars(spec).update(zip(cls._static, structure, strict=True))
+        vars(spec).update(zip(spec._leaves(), leaves, strict=True))
+        return spec
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, eq_default=False, field_specifiers=(leaf,))
+class Frozen:
+    """A spec, whatever it normalizes, is a value: to compare, to hash and to put into a program.
+
+    A subclass is one by being defined, a user's, too: its annotated fields are structure, and `jn.leaf` ones numbers.
+    """
+
+    _numbers: ClassVar[tuple[str, ...]]
+    _static: ClassVar[tuple[str, ...]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _make_pytree(cls)
+
+    def __post_init__(self) -> None:
+        for name in self._static:
+            value = _checks.several_axes(getattr(self, name))
+            value = value.item() if isinstance(value, np.integer | np.bool_) else value
+            object.__setattr__(self, name, value)
+        _checks.channel_axis(getattr(self, "channel_axis", -1), type(self).__name__)
+
+    def _leaves(self) -> tuple[str, ...]:
+        """The numbers that mean something: a vmap over a spec maps all of them."""
+        return self._numbers
+
+    def __eq__(self, other: object) -> bool:
+        if type(self) is not type(other):
+            return NotImplemented
+        (mine, structure), (theirs, other_structure) = jax.tree.flatten(self), jax.tree.flatten(other)
+        return structure == other_structure and all(map(_same, mine, theirs))
+
+    def __hash__(self) -> int:
+        for leaf in jax.tree.leaves(self):
+            _untraced(leaf)
+        return hash((type(self), *(getattr(self, name) for name in self._static)))
+
+    @property
+    def _axes(self) -> tuple[int, ...]:
+        """The axes that a scale lies along."""
+        axes = getattr(self, "axis", getattr(self, "channel_axis", -1))
+        return axes if isinstance(axes, tuple) else (axes,)
+
+    def in_axes(self) -> Self:
+        """The axes for `jax.vmap` over a spec of which some numbers are stacked: 0 for these, None for the others.
+
+        >>> specs = jn.BatchNorm(momentum=jnp.array([0.5, 0.9]))
+        >>> params, state = jn.BatchNorm().init(1)
+        >>> def train(spec):
+        ...     return spec.apply(params, state, jnp.array([[1.0], [3.0]]), train=True)[1].mean
+        >>> print(jax.vmap(train, in_axes=(specs.in_axes(),))(specs).T.round(3))
+        [[1.  0.2]]
+        """
+        return jax.tree.map(lambda v: 0 if jnp.ndim(v) else None, self)
+
+    def features(self, shape: Sequence[int]) -> int | tuple[int, ...]:
+        """The features that `init` wants for data of this shape.
+
+        >>> jn.LayerNorm(axis=(1, 2)).features((32, 10, 64))
+        (10, 64)
+        """
+        axes = _checks.axes(self._axes, len(shape), type(self).__name__)
+        return shape[axes[0]] if len(axes) == 1 else tuple(shape[a] for a in axes)
+
+
+def _untraced(leaf: Any) -> Any:
+    if isinstance(leaf, Tracer):
+        raise TypeError(
+            f"a spec that holds the traced value {leaf} has no hash and no equality. Pass the spec to the transformed "
+            f"function as an argument: it is a pytree, and need not be static."
+        )
+    return leaf
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether value, shape and dtype are equal."""
+    if a is b:
+        return True
+    a, b = np.asarray(_untraced(a)), np.asarray(_untraced(b))
+    return a.shape == b.shape and a.dtype == b.dtype and bool((a == b).all())
+
+
+@cache
+def _keywords(verb: Callable[..., Any]) -> list[str]:
+    """The keywords that a verb takes beside those of a call of `apply`."""
+    parameters = inspect.signature(verb).parameters.values()
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("train", "where")]
+
+
+class Norm(Frozen):
+    """A norm has a scale and a bias over some axes, and one call."""
+
+    _verb: ClassVar[Callable[..., Any]]
+    _tracking: ClassVar[Callable[..., Any]]
+    _params: ClassVar[type] = Affine
+
+    use_scale: bool = True
+    use_bias: bool = True
+
+    @property
+    def _tracks(self) -> bool:
+        """Whether there are running statistics."""
+        return False
+
+    @property
+    def _weighted(self) -> bool:
+        """Whether running averages have to know for how much data they stand."""
+        return getattr(self, "debias", False) or getattr(self, "momentum", None) is None
+
+    def _arguments(self) -> dict[str, Any]:
+        """The keyword arguments of the verb: those of its fields that the verb knows."""
+        verb = type(self)._tracking if self._tracks else type(self)._verb
+        return {name: getattr(self, name) for name in _keywords(verb) if name in (*self._numbers, *self._static)}
+
+    def init(self, features: Axes, dtype: DTypeLike | None = None) -> tuple[Affine, Any]:
+        """Parameters (scale 1, bias 0) and state, by shape alone.
+
+        Args:
+            features: the number of channels, or the shape of the normalized axes in the order in which x has them.
+            dtype: that of the parameters; None is float32.
+
+        Raises:
+            TypeError: features are not sizes, or dtype is not inexact. ValueError: their number is not that of the
+                normalized axes; `groups` does not divide them.
+
+        >>> jn.RMSNorm().init(2)
+        (Affine(scale=Array([1., 1.], dtype=float32), bias=None), None)
+        """
+        shape = _checks.normalized_shape(self, self._axes, features)
+        dtype = _checks.param_dtype(dtype, type(self).__name__)
+        scale = jnp.ones(shape, dtype) if self.use_scale else None
+        bias = jnp.zeros(shape, dtype) if self.use_bias else None
+        return Affine(scale, bias), initial(shape, dtype, self._weighted) if self._tracks else None
+
+    @_checks.in_other_words
+    def apply(
+        self, params: Affine | GatedAffine, state: Any, x: Data, *, train: bool, where: ArrayLike | None = None
+    ) -> tuple[Result, Any]:
+        """The normalized `x`, and the state after it. Without state, training and evaluation are the same.
+
+        Args:
+            params: what `init` gives.
+            state: `RunningStats`, or None for a norm without state.
+            x: floating point or complex data.
+            train: a Python bool.
+            where: booleans or weights with the dimensions of `x`: what counts in the statistics.
+
+        Raises:
+            TypeError, ValueError: an argument does not fit, as the verb of this norm says.
+
+        >>> norm = jn.LayerNorm()
+        >>> y, _ = norm.apply(*norm.init(2), jnp.array([[1.0, 3.0]]), train=True)
+        >>> print(y.round(3))
+        [[-1.  1.]]
+        """
+        who, given = type(self).__name__, self._arguments()
+        _checks.train(train, who)
+        if not self._tracks:
+            _checks.stateless(state, who)
+        _checks.fits_norm(self, self._axes, self._params, params, state, x)
+        if self._tracks:
+            return type(self)._tracking(x, state, *params, train=train, where=where, **given)
+        return type(self)._verb(x, *params, where=where, **given), None

@@ -1,0 +1,1 @@
+"""Moments and running averages, and what can be done to them between batches."""

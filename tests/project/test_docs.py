@@ -1,0 +1,128 @@
+"""What the README and the migration page show runs, and what they claim is a test that exists."""
+
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+
+import jaxnorm as jn
+
+ROOT = pathlib.Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+MIGRATION = (ROOT / "docs" / "migration.md").read_text()
+DISTRIBUTED = (ROOT / "docs" / "distributed.md").read_text()
+X = jax.random.normal(jax.random.key(1), (8, 6, 6, 3)) * 2 + 5
+
+
+def run(page, *kinds):
+    """What the examples of these kinds define, run one after the other; most need no other library and have no kind."""
+    scope = {}
+    for kind, block in re.findall(r"```python(.*)\n((?:.*\n)*?)```", page):
+        if kind.strip() in ("", *kinds):
+            exec(block, scope)
+    return scope
+
+
+def test_examples_of_the_readme():
+    assert run(README)["ys"].shape == (2, 8, 32, 32, 64)
+
+
+def test_claims_name_tests():
+    tests = "".join(p.name + p.read_text() for p in (ROOT / "tests").rglob("*.py"))
+    rows = [line for line in README.splitlines() if line.startswith("|") and "`test_" in line]
+    assert len(rows) >= 9
+    for name in re.findall(r"`(test_\w+(?:\.py)?)`", "".join(rows)):
+        assert name in tests
+
+
+def test_examples_of_migration():
+    scope = run(MIGRATION)
+    np.testing.assert_allclose(scope["state"].mean, 0.1, rtol=1e-6)
+    assert scope["y"].shape == (4, 6, 6, 3)
+    assert scope["floored"].min() == -0.5
+    assert scope["updates"]["batch_stats"]["mean"].shape == (3,)
+
+
+def test_examples_of_distributed():
+    with jax.numpy_dtype_promotion("standard"):  # for optax.MultiSteps
+        scope = run(DISTRIBUTED)
+    assert scope["state"].weight_sum is None
+    assert scope["y"].shape == (64, 8, 8, 16)
+    np.testing.assert_allclose(scope["total"].var, np.asarray(scope["parts"][:2]).var((0, 1, 2, 3)), rtol=1e-5)
+
+
+def trained(step):
+    """Trains on two batches, then checks the output and the running statistics against the oracle."""
+    bn = jn.BatchNorm(momentum=0.9)
+    np.testing.assert_allclose(step(X, True)[0], oracle.normalize(bn, X), rtol=1e-4, atol=1e-5)
+    y, (mean, var) = step(2 * X, True)
+    want = 0.0, 1.0
+    for x in (X, 2 * X):
+        x = np.asarray(x, float)
+        want = 0.9 * want[0] + 0.1 * x.mean((0, 1, 2)), 0.9 * want[1] + 0.1 * x.var((0, 1, 2))
+    np.testing.assert_allclose(mean, want[0], rtol=1e-5)
+    np.testing.assert_allclose(var, want[1], rtol=1e-5)
+    y, _ = step(X, False)
+    np.testing.assert_allclose(y, (np.asarray(X) - want[0]) / np.sqrt(want[1] + 1e-5), rtol=1e-4, atol=1e-5)
+
+
+def test_the_recipe_for_haiku():
+    hk = pytest.importorskip("haiku")
+    scope = run(MIGRATION, "haiku")
+    net = scope["net"]
+    params, state = net.init(None, X, train=False)
+
+    def step(x, train):
+        nonlocal state
+        y, state = jax.jit(net.apply, static_argnames="train")(params, state, None, x, train=train)
+        return y, state["norm"]["state"][:2]
+
+    trained(step)
+    assert jax.tree.map(jnp.shape, params) == {"norm": {"scale": (3,), "bias": (3,)}}
+    net = hk.transform_with_state(lambda x: scope["Norm"](jn.LayerNorm())(x, train=True))
+    params, state = net.init(None, X)
+    np.testing.assert_allclose(net.apply(params, state, None, X)[0], jn.layer_norm(X), rtol=1e-6)
+
+
+def test_the_recipe_for_equinox():
+    eqx = pytest.importorskip("equinox")
+    scope = run(MIGRATION, "equinox")
+    norm, state = eqx.nn.make_with_state(scope["Norm"])(jn.BatchNorm(momentum=0.9), 3)
+
+    def step(x, train):
+        nonlocal state
+        y, state = eqx.filter_jit(norm)(x, state, train=train)
+        return y, state.get(norm.index)[:2]
+
+    trained(step)
+    grads = eqx.filter_grad(lambda norm: (norm(X, state, train=True)[0] ** 3).sum())(norm)
+    assert np.abs(grads.params.scale).min() > 0
+    layer, state = eqx.nn.make_with_state(scope["Norm"])(jn.LayerNorm(), 3)
+    np.testing.assert_allclose(layer(X, state, train=True)[0], jn.layer_norm(X), rtol=1e-6)
+
+
+def test_the_table_for_torch():
+    """Row by row, where torch is installed; `jn.batch_norm` against its formulas is tested everywhere."""
+    torch = pytest.importorskip("torch")
+    x = np.asarray(X).transpose(0, 3, 1, 2)
+    given = torch.tensor(x)
+    theirs = torch.nn.BatchNorm2d(3, momentum=0.1)
+    bn = jn.BatchNorm(channel_axis=1, momentum=0.9, ddof=1)
+    params, state = bn.init(3)
+    y, state = bn.apply(params, state, x, train=True)
+    np.testing.assert_allclose(y, theirs(given).detach().numpy(), atol=1e-4)
+    np.testing.assert_allclose(state.mean, theirs.running_mean.numpy(), rtol=1e-5)
+    np.testing.assert_allclose(state.var, theirs.running_var.numpy(), rtol=1e-5)
+    for module, spec in (
+        (torch.nn.InstanceNorm2d(3), jn.InstanceNorm(channel_axis=1)),
+        (torch.nn.GroupNorm(3, 3), jn.GroupNorm(groups=3, channel_axis=1)),
+        (torch.nn.LayerNorm(6), jn.LayerNorm()),
+        (torch.nn.LayerNorm((6, 6)), jn.LayerNorm(axis=(-2, -1))),
+        (torch.nn.RMSNorm(6), jn.RMSNorm(epsilon=jnp.finfo(jnp.float32).eps)),
+    ):
+        y, _ = spec.apply(jn.Affine(), None, x, train=True)
+        np.testing.assert_allclose(y, module(given).detach().numpy(), atol=1e-4)

@@ -1,0 +1,105 @@
+"""The package as users meet it: a light import, the promised names, documented."""
+
+import inspect
+import re
+import subprocess
+import sys
+
+import cases
+import oracle
+import pytest
+
+import jaxnorm as jn
+from jaxnorm import _functional
+from jaxnorm._specs.base import Norm
+
+CODE = """
+import sys, jax, jaxtyping
+before = set(sys.modules)
+import jaxnorm
+heavy = {name.split('.')[0] for name in set(sys.modules) - before} - {'jaxnorm', 'jax'}
+print(sorted(heavy))
+print(jaxnorm.linen.Norm.__name__)
+"""
+
+
+def test_import_brings_in_nothing_but_jax():
+    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["[]", "Norm"]
+
+
+def test_public_names():
+    for name in jn.__all__:
+        assert getattr(jn, name)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = jn.nothing
+
+
+PUBLIC = {
+    **{name: getattr(jn, name) for name in jn.__all__ if name not in ("linen", "nnx")},
+    **{f"{m.__name__}.{name}": v for m in (jn.linen, jn.nnx) for name, v in vars(m).items()
+       if getattr(v, "__module__", None) == m.__name__ and not name.startswith("_")},
+    **{f"FeatureScaler.{name}": getattr(jn.FeatureScaler, name) for name in ("init", "apply", "inverse")},
+}  # fmt: skip
+# What is a matter of this library, and in no paper.
+OURS = {"Accumulating", "Affine", "Identity", "Recalibrating", "Spec", "commit", "jaxnorm.nnx.commit", "leaf"}
+OURS |= {name for name in PUBLIC if name.startswith("FeatureScaler.")}
+
+
+# What raises nothing of its own, and does not say so either.
+SILENT = {"Accumulating", "Affine", "GatedAffine", "Moments", "Recalibrating", "RunningStats", "leaf"}
+SILENT |= {"jaxnorm.nnx.accumulate", "jaxnorm.nnx.commit"}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_docstrings(name):
+    """A line; a formula or definition; shapes; what is raised, if anything; the paper, if there is one; an example."""
+    doc = inspect.getdoc(PUBLIC[name])
+    text, _ = doc.split(">>> ", 1)
+    assert re.match(r".*(\.|: `jn\.\w+`\.?)(\n\n| )", doc)
+    assert ">>> " in doc
+    assert re.search("Papers?: ", text) or name in OURS
+    assert bool(re.search(r"[Rr]aises?\b", text)) == (name not in SILENT)
+    if not name.startswith("FeatureScaler."):
+        assert re.search(r"[=←→]", text)
+    assert re.search(r"[Ss]hape|\(channels,\)|number of features", text)
+
+
+@pytest.mark.parametrize("name", [n for n, v in PUBLIC.items() if inspect.isfunction(v)])
+def test_docstrings_name_all_arguments(name):
+    doc = inspect.getdoc(PUBLIC[name])
+    assert "Args:" in doc
+    for argument in inspect.signature(PUBLIC[name]).parameters:
+        assert argument == "self" or f"{argument}" in doc
+
+
+def test_signatures():
+    """The contract, argument by argument and default by default."""
+    norm = "x, scale=None, bias=None, *, "
+    expected = {
+        "moments": "x, axis=None, *, where=None, axis_name=None, keepdims=False, extremes=False",
+        "merge": "*parts, axis=None, axis_name=None",
+        "instance_norm": norm + "channel_axis=-1, batch_axis=0, epsilon=1e-05, where=None, axis_name=None",
+        "layer_norm": norm + "axis=-1, epsilon=1e-05, where=None, axis_name=None, implementation=None",
+        "rms_norm": norm + "axis=-1, epsilon=1e-05, where=None, axis_name=None, implementation=None",
+        "group_norm": norm + "groups, channel_axis=-1, batch_axis=0, epsilon=1e-05, where=None, axis_name=None",
+        "batch_norm": "x, state, scale=None, bias=None, *, train, channel_axis=-1, momentum=0.99, epsilon=1e-05, "
+        "ddof=0, where=None, axis_name=None, virtual_batch_size=None",
+    }
+    verbs = {name for name in _functional.__all__ if hasattr(jn, name)}
+    assert expected.keys() == verbs | {"moments", "merge"}
+    for name, want in expected.items():
+        signature = inspect.signature(getattr(jn, name))
+        plain = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
+        bare = signature.replace(parameters=plain, return_annotation=inspect.Signature.empty)
+        assert str(bare) == f"({want})"
+
+
+def test_every_norm_is_in_the_tables_of_tests():
+    """One that is left out somewhere would pass."""
+    norms = {v for v in vars(jn).values() if isinstance(v, type) and issubclass(v, Norm)}
+    of = lambda specs: {type(spec) for spec in specs}
+    assert of(case.spec for case in cases.CASES) == of(case.spec for case in cases.CASES if case.name in cases.EACH)
+    assert of(case.spec for case in cases.CASES) == norms - {jn.Identity}
+    assert of(cases.HOSTILE.values()) == norms - {jn.Identity, jn.BatchInstanceNorm, *oracle.UNCENTERED}
+    assert of(cases.SPECS) == norms
