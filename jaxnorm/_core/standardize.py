@@ -13,7 +13,7 @@ from jaxnorm._core.numerics import MaybeArray, deviation, included, narrow, wide
 from jaxnorm._core.pivot import Expected, accurate_stats
 from jaxnorm._core.reduction import Reduction, broadcast_in_stages
 from jaxnorm._core.statistics import broadcast_stats, statistics_tangent
-from jaxnorm._core.tangents import nonzero_tangent, plus, times
+from jaxnorm._core.tangents import nonzero_tangent, plus, recomputing, times
 
 
 class Coefficients(NamedTuple):
@@ -36,7 +36,7 @@ class InputTangents(NamedTuple):
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-@partial(jax.jit, static_argnums=0, inline=True)
+@partial(jax.jit, static_argnums=0)
 def standardize_by_given_stats(dtype: Any, data: Observations, stats: Statistics, coefficients: Coefficients) -> Array:
     """y = (x − μ) · scale / √(var + ε) + bias, in the given dtype, by given statistics: μ is their pivot.
 
@@ -51,16 +51,14 @@ def _standardize_by_given_stats_jvp(dtype: Any, primals: Any, tangents: Any) -> 
     data, stats, coefficients = primals
     # Weights act through the statistics only.
     (dx, *_), (_, dmean, _, dvar), dcoefficients = jax.tree.map(nonzero_tangent, tangents)
-    # Keeps x and vectors for the transpose, and computes x − μ again. A barrier against merging that with the forward
-    # pass (prevent_cse) would keep compilers from fusing it, and within one program there is nothing to gain.
-    linear = jax.checkpoint(partial(_y_tangent, dtype), prevent_cse=False)
     # Without the bias, which the derivative has no use for: it would be kept.
-    dy = linear(data, stats, coefficients._replace(bias=None), InputTangents(dx, dmean, dvar, *dcoefficients))
+    kept = data, stats, coefficients._replace(bias=None)
+    dy = recomputing(_y_tangent, dtype)(*kept, InputTangents(dx, dmean, dvar, *dcoefficients))
     return standardize_by_given_stats(dtype, *primals), dy
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
-@partial(jax.jit, static_argnums=(0, 1, 2), inline=True)
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def standardize_by_own_stats(
     reduction: Reduction,
     dtype: Any,
@@ -89,25 +87,28 @@ def _standardize_by_own_stats_jvp(
     data, _, coefficients = primals
     ddata, _, dcoefficients = jax.tree.map(nonzero_tangent, tangents)
     y, stats = standardize_by_own_stats(reduction, dtype, True, *primals)
+    kept = data, stats, coefficients._replace(bias=None)
+    return (y, stats), recomputing(_tangents_by_own_stats, reduction, dtype)(*kept, ddata, dcoefficients)
 
-    @partial(jax.checkpoint, prevent_cse=False)
-    def linear(
-        data: Observations,
-        stats: Statistics,
-        coefficients: Coefficients,
-        ddata: Observations,
-        dcoefficients: Coefficients,
-    ) -> tuple[Array, Statistics]:
-        x, dx = data.x, ddata.x
-        # Widened once, so that the two cotangents of x, through the statistics and through y, are added and then
-        # rounded, and not rounded each.
-        dx = dx if dx is None else dx.astype(wide_dtype(x))
-        dstats = statistics_tangent(reduction, data, stats, ddata._replace(x=dx))
-        _, _, dmean, dvar = broadcast_stats(reduction, dstats, x)
-        tangents = InputTangents(dx, dmean, dvar, *dcoefficients)
-        return _y_tangent(dtype, data, broadcast_stats(reduction, stats, x), coefficients, tangents), dstats
 
-    return (y, stats), linear(data, stats, coefficients._replace(bias=None), ddata, dcoefficients)
+def _tangents_by_own_stats(
+    reduction: Reduction,
+    dtype: Any,
+    data: Observations,
+    stats: Statistics,
+    coefficients: Coefficients,
+    ddata: Observations,
+    dcoefficients: Coefficients,
+) -> tuple[Array, Statistics]:
+    """The tangents of y and of the statistics."""
+    x, dx = data.x, ddata.x
+    # Widened once, so that the two cotangents of x, through the statistics and through y, are added and then rounded,
+    # and not rounded each.
+    dx = dx if dx is None else dx.astype(wide_dtype(x))
+    dstats = statistics_tangent(reduction, data, stats, ddata._replace(x=dx))
+    _, _, dmean, dvar = broadcast_stats(reduction, dstats, x)
+    tangents = InputTangents(dx, dmean, dvar, *dcoefficients)
+    return _y_tangent(dtype, data, broadcast_stats(reduction, stats, x), coefficients, tangents), dstats
 
 
 def _value(dtype: Any, data: Observations, stats: Statistics, coefficients: Coefficients) -> Array:

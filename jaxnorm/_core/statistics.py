@@ -12,7 +12,7 @@ from jaxnorm._core.moments_about import Observations, Statistics, masked_deviati
 from jaxnorm._core.numerics import masked, real_product, reciprocal
 from jaxnorm._core.pivot import accurate_stats
 from jaxnorm._core.reduction import Reduction
-from jaxnorm._core.tangents import nonzero_tangent, plus
+from jaxnorm._core.tangents import nonzero_tangent, plus, recomputing
 
 StatisticsTangents = tuple[Any, Any, Any]
 """Those of count, mean and variance; None for one that is zero."""
@@ -85,7 +85,7 @@ def _means(reduction: Reduction, data: Observations, stats: Statistics, *terms: 
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-@partial(jax.jit, static_argnums=0, inline=True)
+@partial(jax.jit, static_argnums=0)
 def statistics(reduction: Reduction, data: Observations) -> Statistics:
     """Accurate statistics, with their derivative."""
     return accurate_stats(reduction, True, data)
@@ -95,9 +95,7 @@ def statistics(reduction: Reduction, data: Observations) -> Statistics:
 def _statistics_jvp(reduction: Reduction, primals: Any, tangents: Any) -> tuple[Statistics, Statistics]:
     (data,), (ddata,) = primals, tangents
     stats = statistics(reduction, data)
-    # Keeps x and vectors for the transpose, and computes x − μ again.
-    linear = jax.checkpoint(partial(statistics_tangent, reduction), prevent_cse=False)
-    return stats, linear(data, stats, jax.tree.map(nonzero_tangent, ddata))
+    return stats, recomputing(statistics_tangent, reduction)(data, stats, jax.tree.map(nonzero_tangent, ddata))
 
 
 def as_observations(parts: Statistics) -> Observations:

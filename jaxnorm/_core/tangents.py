@@ -1,9 +1,11 @@
 """Arithmetic of tangents, None for one that is known to be zero: what it would multiply is never computed or kept."""
 
-from functools import reduce
+from collections.abc import Callable, Hashable
+from functools import lru_cache, partial, reduce
 from operator import add
 from typing import Any
 
+import jax
 from jax.custom_derivatives import SymbolicZero
 
 
@@ -21,3 +23,14 @@ def plus(*terms: Any) -> Any:
     """The sum of the tangents that are not zero."""
     present = [t for t in terms if t is not None]
     return reduce(add, present) if present else None
+
+
+@lru_cache(maxsize=1024)
+def recomputing(linear: Callable[..., Any], *static: Hashable) -> Callable[..., Any]:
+    """A function, linear in tangents, whose transpose keeps its other arguments and computes all else again.
+
+    Equal norms share one such function: JAX traces it and its transpose once for all of them, and lowers a program in
+    which it stands once. A barrier between the two passes (`prevent_cse`) would keep compilers from fusing, and within
+    one program there is nothing to gain by it.
+    """
+    return jax.checkpoint(jax.jit(partial(linear, *static)), prevent_cse=False)

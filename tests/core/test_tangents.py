@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnorm._core.tangents import nonzero_tangent, plus, times
+from jaxnorm._core.tangents import nonzero_tangent, plus, recomputing, times
 
 
 def test_zero_is_the_identity_of_sums_and_absorbs_products():
@@ -33,3 +33,29 @@ def test_a_tangent_that_nobody_gave_is_none():
     assert jax.grad(product, argnums=1)(3.0, 4.0) == 3
     assert jax.grad(product, argnums=(0, 1))(3.0, 4.0) == (4, 3)
     assert found == [(False, True), (True, False), (False, False)]
+
+
+def test_equal_norms_are_traced_once():
+    """The linear part of a derivative, and its transpose: a network has many norms that are alike."""
+    traced = []
+
+    def slope(factor, x, dx):
+        traced.append(factor)
+        return factor * jnp.cos(factor * x) * dx
+
+    @partial(jax.custom_jvp, nondiff_argnums=(0,))
+    def sine(factor, x):
+        return jnp.sin(factor * x)
+
+    @sine.defjvp
+    def _(factor, primals, tangents):
+        return sine(factor, *primals), recomputing(slope, factor)(*primals, *tangents)
+
+    deep = lambda x: sine(2.0, sine(3.0, sine(2.0, sine(2.0, x))))
+    x = jnp.linspace(-1, 1, 5)
+    np.testing.assert_allclose(jax.vmap(jax.grad(deep))(x), jax.vmap(jax.jacfwd(deep))(x), rtol=1e-5)
+    assert sorted(set(traced)) == [2, 3]
+    jax.jit(jax.grad(deep)).lower(x[0])
+    before = len(traced)
+    jax.jit(jax.grad(lambda x: deep(deep(x)))).lower(x[0])
+    assert len(traced) == before

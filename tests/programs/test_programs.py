@@ -1,11 +1,13 @@
 """Compiled programs for a CPU, counted: passes over the data and temporaries; exports; roundings. No timings."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import HOSTILE, optimized
 from jax import export
+from platforms import PLATFORMS
 
 import jaxnorm as jn
 from benchmarks import hlo
@@ -92,3 +94,45 @@ def test_a_bfloat16_gradient_is_rounded_once():
     rounded = jax.jit(pull)(x, g)
     assert rounded.dtype == jnp.bfloat16
     np.testing.assert_array_equal(rounded, exact.astype(jnp.bfloat16))
+
+
+DROP_INS = {
+    "BatchNorm": {"use_running_average": False},
+    "InstanceNorm": {},
+    "LayerNorm": {},
+    "RMSNorm": {},
+    "GroupNorm": {"num_groups": 4},
+}
+
+
+def counts(library, name):
+    """Equations of the gradient of a network with eight norms, and instructions as lowered for each platform."""
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            for _ in range(8):
+                x = nn.relu(getattr(library, name)(**DROP_INS[name])(nn.Dense(16)(x)))
+            return x
+
+    net, x = Net(), jnp.ones((8, 4, 4, 16))
+    variables = jax.eval_shape(net.init, jax.random.key(0), x)
+    params, others = variables["params"], {key: v for key, v in variables.items() if key != "params"}
+
+    def loss(params, others, x):
+        y, new = net.apply({"params": params, **others}, x, mutable=list(others))
+        return y.sum(), new
+
+    traced = jax.jit(jax.grad(loss, has_aux=True)).trace(params, others, x)
+    lowered = [traced.lower(lowering_platforms=(platform,)).as_text() for platform in PLATFORMS]
+    return len(traced.jaxpr.eqns), *(program.count(" = ") for program in lowered)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("name", DROP_INS)
+def test_a_network_is_no_larger_a_program_than_with_flax(name):
+    """Norms that are alike are one function, in what is traced and in what is lowered."""
+    (equations, *instructions), (most, *theirs) = (counts(library, name) for library in (jn.linen, nn))
+    assert equations <= most
+    for mine, flax in zip(instructions, theirs, strict=True):
+        assert mine < 1.5 * flax
