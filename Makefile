@@ -28,11 +28,11 @@ suite: $(VENV)/test
 flax: $(VENV)/test
 	$(RUN)/python tests/flax_suites.py
 
-# The notebooks, from top to bottom; results/ has them with what they show.
+# The notebooks, from top to bottom, two at a time; results/ has them with what they show.
 notebooks: $(VENV)/test
 	mkdir -p results
-	for notebook in notebooks/*.py; do \
-		$(RUN)/jupytext --to ipynb --execute --output results/$$(basename $$notebook .py).ipynb $$notebook || exit 1; done
+	ls notebooks/*.py | xargs -P 2 -I {} sh -c \
+		'$(RUN)/jupytext --to ipynb --execute --output results/$$(basename {} .py).ipynb {}'
 
 # The wheel, in an environment that has never seen this checkout.
 wheel: $(VENV)/test

@@ -31,7 +31,7 @@ from jaxnorm._types import RunningStats, fields, with_given
 
 __all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "Norm", "RMSNorm", "recalibrate"]
 
-_OF_APPLY = ("rngs", "method", "mutable", "capture_intermediates")
+_OF_APPLY = ("rngs", "method", "capture_intermediates")
 """What `recalibrate` passes to `model.apply`, and not to the model."""
 
 
@@ -112,7 +112,7 @@ class Norm(nn.Module):
 
     def _statistic(self, name: str, initial: Any) -> Any:
         if name == "weight_sum" and not self.is_initializing() and not self.has_variable("batch_stats", name):
-            # The state decides: averages that came without, from Flax say, stay plain.
+            # The state decides: averages that came without one, from Flax say, stay without.
             return None
         return self.variable("batch_stats", name, lambda: initial).value
 
@@ -192,15 +192,15 @@ class BatchNorm(nn.BatchNorm):
             frozen = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
             frozen = _checks.flag(frozen, "BatchNorm", "use_running_average")
         alone = frozen or self.is_initializing()
-        of_norm = layout.batch_norm(self, x, alone)
+        norm_layout = layout.batch_norm(self, x, alone)
         dtype = jnp.float32 if self.force_float32_reductions else self.param_dtype
-        shape = [x.shape[a] for a in of_norm.feature_axes]
+        shape = [x.shape[a] for a in norm_layout.feature_axes]
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, dtype)
         var = self.variable("batch_stats", "var", jnp.ones, shape, dtype)
-        affine = _affine(self, x, of_norm)
+        affine = _affine(self, x, norm_layout)
         state = with_added(self, RunningStats(mean.value, var.value))
         # As in Flax, gradients flow through new running statistics: all that they need is kept anyway.
-        y, state = tracked(self, x, of_norm, affine, mask, state, train=not frozen, differentiable=True)
+        y, state = tracked(self, x, norm_layout, affine, mask, state, train=not frozen, differentiable=True)
         if not alone:
             write(self, state)
         return y
@@ -266,13 +266,13 @@ class InstanceNorm(nn.InstanceNorm):
         return _standardized(self, layout.instance_norm, x, mask)
 
 
-def _standardized(module: Any, of_class: Callable[..., Layout], x: Array, mask: Array | None) -> Array:
-    of_norm = of_class(module, x, module.is_initializing())
-    return standardized(module, x, of_norm, _affine(module, x, of_norm), mask)
+def _standardized(module: Any, layout_of: Callable[..., Layout], x: Array, mask: Array | None) -> Array:
+    norm_layout = layout_of(module, x, module.is_initializing())
+    return standardized(module, x, norm_layout, _affine(module, x, norm_layout), mask)
 
 
-def _affine(module: Any, x: Array, of_norm: Layout) -> tuple[Any, Any]:
-    shape = [x.shape[a] for a in of_norm.feature_axes]
+def _affine(module: Any, x: Array, norm_layout: Layout) -> tuple[Any, Any]:
+    shape = [x.shape[a] for a in norm_layout.feature_axes]
     scale = module.param("scale", module.scale_init, shape, module.param_dtype) if module.use_scale else None
     use_bias = getattr(module, "use_bias", False)  # RMSNorm has none
     return scale, module.param("bias", module.bias_init, shape, module.param_dtype) if use_bias else None

@@ -285,7 +285,7 @@ def recalibrate(model: nnx.Module, batches: Iterable[Any], **kwargs) -> None:
     nnx_state.store_all(model, recalibrate_by_steps(step, stats, ((variables, batch) for batch in batches)))
 
 
-def _standardized(module: Any, of_class: Callable[..., Layout], x: Array, mask: Array | None) -> Array:
+def _standardized(module: Any, layout_of: Callable[..., Layout], x: Array, mask: Array | None) -> Array:
     values = nnx_state.read(module, ("scale", "bias") if hasattr(module, "bias") else ("scale",))
     x, *affine = module.promote_dtype((x, *values), dtype=module.dtype)
-    return standardized(module, x, of_class(module, x, False), (*affine, None)[:2], mask)
+    return standardized(module, x, layout_of(module, x, False), (*affine, None)[:2], mask)

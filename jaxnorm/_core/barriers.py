@@ -35,7 +35,7 @@ class Copy:
     SQUARES = 1  # x − p for the variance, beside x − p for the mean
     VALUE = 2  # x − μ for y
     STATISTICS_TANGENT = 3  # x − p for the tangent of a variance
-    Y_BY_FACTOR = 4  # x − μ in the tangent of y: times that of scale · r, or of r
+    Y_BY_SLOPE = 4  # x − μ in the tangent of y: times that of scale · r, or of r
     Y_BY_SCALE = 5  # the same, times that of a scale along the reduced axes
     Y_BY_X = 6  # scale and r, times that of x
     Y_BY_MEAN = 7  # scale, times that of the mean

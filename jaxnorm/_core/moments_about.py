@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxnorm._core.barriers import Copy, barrier_copies
-from jaxnorm._core.numerics import MaybeArray, deviation, masked, real_product, reciprocal, weighted
+from jaxnorm._core.numerics import MaybeArray, deviation, masked, real_product, reciprocal, weighted, wide_dtype
 from jaxnorm._core.reduction import Reduction
 
 
@@ -77,6 +77,7 @@ def moments_about(reduction: Reduction, data: Observations, pivot: MaybeArray, c
     d = masked_deviation(data, x, subtracted)
     d_ = masked_deviation(data, *barrier_copies(Copy.SQUARES, x, subtracted))
     squares = real_product(d_, d_) if data.within is None else real_product(d_, d_) + masked(data.within, data.where)
+    pivot = jnp.zeros((), wide_dtype(x)) if pivot is None else pivot
     count, means = weighted_means(reduction, data, count, *([d, squares] if reduction.centered else [squares]))
     if not reduction.centered:
         return Statistics(count, None, None, means[0])

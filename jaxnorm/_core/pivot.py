@@ -56,13 +56,13 @@ def _ways_by_platform(
 ) -> dict[str, Callable[[Observations], Statistics]]:
     """The ways to find statistics, by platform. This is the one place that chooses.
 
-    CPU: a branch is cheap, and to subtract a pivot is not. Batch norm looks about 0, or about the running mean where 0
-        is expected to be poor; all else about 0. The guard looks again.
-    TPU and GPU, batch norm with running statistics: about their mean, which is seldom poor. The guard looks again.
-    A single GPU, batch norm: about a pilot, for a branch waits for the host there.
-    TPU and GPU, other norms: about a pilot, without a branch. Of masked data no part is a pilot for all: two looks.
+    CPU: a branch is cheap, and to subtract a pivot is not. With running statistics about their mean where 0 is expected
+        to be poor, else about 0. The guard looks again.
+    TPU and GPU, with running statistics: about their mean, which is seldom poor. The guard looks again.
+    A single GPU, with running statistics: about a pilot, for a branch waits for the host there.
+    TPU and GPU, without: about a pilot, without a branch. Of masked data no part is a pilot for all: two looks.
     GPU, rows whose statistics are not needed besides y: about the mean itself, as a row stays in registers.
-    Over mapped axes, without running statistics: about 0. The guard looks again.
+    Over mapped axes about 0 on a CPU; elsewhere about the running mean, or 0 without one. The guard looks again.
     """
     zero, pilot = partial(_about_zero, reduction), partial(_about_pilot, reduction)
     at_hand = _any_part_is_at_hand(reduction, data)
@@ -145,12 +145,11 @@ def _refine_pivot(reduction: Reduction, data: Observations, first: Statistics, w
 
 def _about_zero(reduction: Reduction, data: Observations) -> Statistics:
     """About 0, and again where that was poor."""
-    zero, first = jnp.zeros((), wide_dtype(data.x)), moments_about(reduction, data, None)
-    return _refine_pivot(reduction, data, first._replace(pivot=zero), without_cond=False)
+    return _refine_pivot(reduction, data, moments_about(reduction, data, None), without_cond=False)
 
 
 def _about_zero_or_expected(reduction: Reduction, expected: Expected, data: Observations) -> Statistics:
-    """About 0; but straight about the expected mean, if 0 is expected to be poor."""
+    """About 0; but straight about the expected mean, for all channels, if 0 is expected to be poor for one."""
     mean = _finite_mean(expected)
     poor = jnp.any(_is_poor(mean, expected.var))
 

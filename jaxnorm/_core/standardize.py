@@ -115,7 +115,7 @@ def _value(dtype: Any, data: Observations, stats: Statistics, coefficients: Coef
     """y = (x − μ) · scale / √(var + ε) + bias, of statistics that broadcast to `x`."""
     scale, bias, epsilon = coefficients
     wide = wide_dtype(data.x)
-    a = _factor(stats.pivot, stats.var + epsilon).astype(wide)
+    a = _inverse_std(stats.pivot, stats.var + epsilon).astype(wide)
     a = a if scale is None else a * scale.astype(wide)
     y = _deviation(Copy.VALUE, data, stats) * a
     return narrow(y if bias is None else y + bias.astype(wide), data.where, dtype)
@@ -127,8 +127,8 @@ def _inverse_root(v: Array) -> Array:
     return jax.lax.rsqrt(jnp.where(v == 0, jnp.inf, v))
 
 
-def _factor(pivot: MaybeArray, v: Array) -> Array:
-    """1/√v for data about a pivot, or about 0."""
+def _inverse_std(pivot: MaybeArray, v: Array) -> Array:
+    """1/√v; without a pivot, as in RMS norm, v is a mean square."""
     if pivot is not None:
         return _inverse_root(v)
 
@@ -155,9 +155,9 @@ def _deviation(copy: int, data: Observations, stats: Statistics) -> Array:
 def _y_tangent(
     dtype: Any, data: Observations, stats: Statistics, coefficients: Coefficients, tangents: InputTangents
 ) -> Array:
-    """With r = 1/√(var + ε), a = scale · r and d = x − μ:
+    """With r = 1/√(var + ε), a = scale · r and e = x − μ:
 
-    dr = −½ r³ (dvar + dε)        dy = a dx + (dbias − a dμ) + d (r dscale + scale dr)
+    dr = −½ r³ (dvar + dε)        dy = a dx + (dbias − a dμ) + e (r dscale + scale dr)
     """
     wide = wide_dtype(data.x)
     tangents = jax.tree.map(lambda t: t.astype(wide), tangents)
@@ -174,41 +174,42 @@ def _y_tangent(
 def _terms_of_vectors(
     data: Observations, stats: Statistics, r: Array, s: Array, dr: MaybeArray, tangents: InputTangents
 ) -> tuple[Any, ...]:
-    """a dx, and both brackets as vectors: they transpose to Σ g and Σ d g, all reductions of the backward pass.
+    """The terms with vectors shift = dbias − a dμ and slope = r dscale + scale dr.
 
-    Where nothing is masked, d is x − p, and what δ adds to it goes into the other bracket.
+    They transpose to Σ g and Σ e g, all reductions of the backward pass. Where nothing is masked, e is x − p, and what
+    δ takes from it goes into the shift.
     """
     x, where, delta = data.x, data.where, stats.delta
     slope = plus(times(r, tangents.scale), times(s, dr))
     shift = plus(tangents.bias, times(-r * s, tangents.mean))
     if where is None and delta is not None and slope is not None:
-        # d slope = (x − p) slope − δ slope: the second is a vector, and one fewer is left to read beside x.
+        # e · slope = (x − p) · slope − δ · slope: the second is a vector, and one fewer is left to read beside x.
         shift, delta = plus(shift, times(-delta, slope)), None
-    x_, *pivot_and_delta, a = barrier_copies(Copy.Y_BY_FACTOR, x, stats.pivot, delta, r * s)
-    d = _finite(deviation(x_, *pivot_and_delta), x_, where)
-    return times(a, tangents.x), _full_size(shift, x), times(d, _full_size(slope, x))
+    x_, *pivot_and_delta, a = barrier_copies(Copy.Y_BY_SLOPE, x, stats.pivot, delta, r * s)
+    e = _finite(deviation(x_, *pivot_and_delta), x_, where)
+    return times(a, tangents.x), _full_size(shift, x), times(e, _full_size(slope, x))
 
 
 def _terms_each(
     data: Observations, stats: Statistics, r: Array, s: Array, dr: MaybeArray, tangents: InputTangents
 ) -> tuple[Any, ...]:
-    """The terms where scale lies along the reduced axes: no product of r and s is a vector, each sum has its own."""
+    """The terms where scale lies along the reduced axes: no product of r and s is a vector, each term has copies."""
     x = data.x
 
     def copies(copy: int) -> tuple[Array, Array, Array]:
         x_, *pivot_and_delta, r_, s_ = barrier_copies(copy, x, stats.pivot, stats.delta, r, s)
         return _finite(deviation(x_, *pivot_and_delta), x_, data.where), r_, s_
 
-    d_factor, _, s_factor = copies(Copy.Y_BY_FACTOR)
-    d_scale, r_scale, _ = copies(Copy.Y_BY_SCALE)
+    e_factor, _, s_factor = copies(Copy.Y_BY_SLOPE)
+    e_scale, r_scale, _ = copies(Copy.Y_BY_SCALE)
     _, r_x, s_x = copies(Copy.Y_BY_X)
     _, _, s_mean = copies(Copy.Y_BY_MEAN)
     return (
         times(s_x, times(r_x, tangents.x)),
         times(s_mean, _full_size(times(-r, tangents.mean), x)),
         _full_size(tangents.bias, x),
-        times(s_factor, times(d_factor, _full_size(dr, x))),
-        times(d_scale, times(r_scale, _full_size(tangents.scale, x))),
+        times(s_factor, times(e_factor, _full_size(dr, x))),
+        times(e_scale, times(r_scale, _full_size(tangents.scale, x))),
     )
 
 

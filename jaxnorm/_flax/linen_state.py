@@ -13,15 +13,14 @@ def is_recalibrating(module: nn.Module) -> bool:
 
 
 def with_added(module: nn.Module, state: Any) -> Any:
-    """Running statistics, with the variables that `jn.accumulate` or `jn.recalibrate` has added to them."""
-    added = {
-        name: module.get_variable("batch_stats", name) for name in ADDED if module.has_variable("batch_stats", name)
-    }
+    """Running statistics, with a `weight_sum` that is there, and what `jn.accumulate` or `jn.recalibrate` has added."""
+    names = [name for name in ("weight_sum", *ADDED) if module.has_variable("batch_stats", name)]
+    added = {name: module.get_variable("batch_stats", name) for name in names}
     return running_of({**running_fields(state), **added}) if added else state
 
 
 def write(module: nn.Module, state: Any) -> None:
-    """Sets the variables of a state; what is None has one only where there was one."""
+    """Sets the variables of a state. A field that is None is written only over a variable that is there."""
     for name, value in fields(state).items():
         if value is not None or module.has_variable("batch_stats", name):
             module.put_variable("batch_stats", name, value)

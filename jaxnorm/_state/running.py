@@ -42,7 +42,7 @@ def advance(
     `RunningStats` average them; other forms merge them into what they have `seen`, and hold at any time what comes of
     that. `with_between_variance`: how far the means of such parts lie apart is part of the variance.
     """
-    stats = _without_nan(stats, state.mean)
+    stats = _finite_stats(stats, state.mean)
     if isinstance(state, RunningStats):
         return _update(state, stats, momentum, ddof)
     seen = merge_pair(state.seen, as_moments(stats, state.seen.mean.dtype), with_between_variance)
@@ -79,7 +79,7 @@ def _unbiased(n: Array, var: Array, ddof: int) -> Array:
     return var * (n / jnp.where(n > ddof, n - ddof, 1))
 
 
-def _without_nan(stats: Statistics, mean: Array) -> Statistics:
+def _finite_stats(stats: Statistics, mean: Array) -> Statistics:
     """Statistics sharded like the running mean, and without data in channels where they are not finite."""
     n, pivot, delta, var = (reshard_as(v.reshape(jnp.shape(mean)), mean) for v in stats)
     finite = jnp.isfinite(pivot + delta) & jnp.isfinite(var) & jnp.isfinite(n)
@@ -89,8 +89,8 @@ def _without_nan(stats: Statistics, mean: Array) -> Statistics:
 def _update(state: RunningStats, new: Any, momentum: MaybeArray, ddof: int) -> RunningStats:
     """Running statistics after one update by `Statistics` or `Moments`; unchanged in channels without data.
 
-    Where n ≤ ddof, there is a mean and no variance: plain averages move the mean alone. One weight for both can't say
-    that, so with a `weight_sum` both wait.
+    Where n ≤ ddof, there is a mean and no variance. Averages without a `weight_sum`, and recalibrated ones, move the
+    mean alone. Others with one have one weight for both, so that both wait.
     """
     mean, var, weight_sum = jax.tree.map(jnp.asarray, state)
     n, new_var = new.count, _unbiased(new.count, new.var, ddof)
@@ -120,7 +120,7 @@ def _weighted(weight_sum: Array, momentum: MaybeArray, has_data: Array) -> tuple
 
 
 def _average(old: Array, new: Array, keep: Any, has_data: Array) -> Array:
-    """keep · old + (1 − keep) · new where something was has_data, in the dtype of `old`."""
+    """keep · old + (1 − keep) · new where there are data, else `old`; in the dtype of `old`."""
     wide = widest(old.dtype, new.dtype)
     keep, new = keep.astype(wide), jnp.where(has_data, new, 0).astype(wide)
     # An old value of which nothing is kept may be NaN.

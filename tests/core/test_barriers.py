@@ -35,7 +35,7 @@ def test_a_copy_stands_behind_as_many_barriers_as_it_is_numbered_on_a_cpu_alone(
 def test_what_may_read_one_value_in_one_program_has_a_number_of_its_own():
     """y, its statistics and the tangents of both are computed from the same x."""
     of_x = [Copy.SQUARES, Copy.VALUE, Copy.STATISTICS_TANGENT]
-    of_x += [Copy.Y_BY_FACTOR, Copy.Y_BY_SCALE, Copy.Y_BY_X, Copy.Y_BY_MEAN]
+    of_x += [Copy.Y_BY_SLOPE, Copy.Y_BY_SCALE, Copy.Y_BY_X, Copy.Y_BY_MEAN]
     assert len(set(of_x)) == len(of_x)
 
 

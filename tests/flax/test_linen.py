@@ -119,3 +119,18 @@ def test_parameters_and_state_may_be_dicts():
     np.testing.assert_array_equal(y, 2 * x)
     assert updates == {"batch_stats": {"updates": 1}}
     np.testing.assert_array_equal(norm.apply(variables | updates, x, train=False), y)
+
+
+def test_a_drop_in_goes_on_with_the_weights_that_variables_have():
+    """The state decides: averages that know for how much data they stand, from a `Norm`, stay such ones."""
+    x = jax.random.normal(jax.random.key(0), (8, 3)) + 2
+    norm = jn.linen.Norm(jn.BatchNorm(momentum=0.9, debias=True), train=True)
+    drop_in = jn.linen.BatchNorm(use_running_average=False, momentum=0.9)
+    variables = norm.init(jax.random.key(1), x)
+    for batch in (x, 2 * x):
+        (_, want), (_, new) = (module.apply(variables, batch, mutable="batch_stats") for module in (norm, drop_in))
+        chex.assert_trees_all_close(new["batch_stats"], want["batch_stats"], rtol=1e-6)
+        variables = variables | new
+    recalibrated = jn.linen.recalibrate(drop_in, variables, [x])["batch_stats"]
+    np.testing.assert_allclose(recalibrated["mean"], x.mean(0), rtol=1e-5)
+    np.testing.assert_array_equal(recalibrated["weight_sum"], np.ones(3))
