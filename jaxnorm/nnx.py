@@ -268,8 +268,8 @@ def recalibrate(model: nnx.Module, batches: Iterable[Any], **kwargs) -> None:
     >>> print(norm.mean[...])
     [4.]
     """
-    copy = nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False)
-    graph, variables = nnx.split(copy)
+    evaluating = nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False)
+    graph, variables = nnx.split(evaluating)
 
     def step(stats: Any, inputs: Any) -> Any:
         variables, batch = inputs
@@ -279,8 +279,9 @@ def recalibrate(model: nnx.Module, batches: Iterable[Any], **kwargs) -> None:
         net(*args, **eval_kwargs(net.__call__, args, kwargs_))
         return stats | nnx_state.read_all(net)
 
-    # Beside ours, no data come to Flax's own norms: an error says so.
-    stats = nnx_state.read_all(model) and nnx_state.stats_of_flax(model) | nnx_state.read_all(model)
+    if stats := nnx_state.read_all(model):
+        # Beside ours, no data come to Flax's own norms: an error says so.
+        stats |= nnx_state.stats_of_flax(model)
     # The variables are arguments of the step: what a compiled function closes over becomes constants of its program.
     nnx_state.store_all(model, recalibrate_by_steps(step, stats, ((variables, batch) for batch in batches)))
 

@@ -226,7 +226,7 @@ def _about_first_mean(reduction: Reduction, data: Observations) -> Statistics:
     count, _, mean, _ = moments_about(reduction, data, None)
     mean = mean + jnp.zeros((), wide_dtype(data.x))
     again = data._replace(x=after(mean, data.x))
-    return moments_about(reduction, again, mean, None if data.where is None else count)._replace(count=count)
+    return moments_about(reduction, again, mean, None if data.where is None else count)
 
 
 def _about_row_mean(reduction: Reduction, data: Observations) -> Statistics:

@@ -57,17 +57,15 @@ def read_state(module: Any) -> Any:
 
 def read_all(model: nnx.Module) -> dict[str, Any]:
     """The running statistics of all norms of jaxnorm in a model, by their path."""
-    return {path: read_state(norm) for path, norm in _norms(model).items()}
+    states = ((path, read_state(module)) for path, module in _modules(model) if hasattr(module, "_kinds"))
+    return {path: state for path, state in states if has_stats(state)}
 
 
 def store_all(model: nnx.Module, states: Mapping[str, Any]) -> None:
-    """Sets the running statistics of all norms of jaxnorm in a model."""
-    for path, norm in _norms(model).items():
-        store(norm, states[path])
-
-
-def _norms(model: nnx.Module) -> dict[str, Any]:
-    return {path: m for path, m in _modules(model) if hasattr(m, "_kinds") and has_stats(read_state(m))}
+    """Sets the running statistics of norms of jaxnorm in a model, by their path."""
+    for path, module in _modules(model):
+        if path in states and hasattr(module, "_kinds"):
+            store(module, states[path])
 
 
 def stats_of_flax(model: nnx.Module) -> dict[str, RunningStats]:
