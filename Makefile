@@ -16,6 +16,11 @@ bench: $(VENV)/bench
 # All checks, with one interpreter; CI runs the oldest releases and other interpreters besides.
 test: lint suite flax notebooks wheel
 
+# A program that one process has compiled is found by the others, and by the next run.
+suite flax notebooks: export JAX_COMPILATION_CACHE_DIR = $(abspath $(VENV))/programs
+suite flax notebooks: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
+suite flax notebooks: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES = -1
+
 lint: $(VENV)/test
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from flags import AS_USERS
 
 import jaxnorm as jn
-from conftest import AS_USERS
 
 optimized = partial(jax.jit, compiler_options=AS_USERS)
 """Compiled as users have it: optimization changes the order of sums, and with it their rounding."""

@@ -16,6 +16,7 @@ import flax.linen
 import flax.nnx
 import jax
 import pytest
+from flags import xla_flags
 
 import jaxnorm as jn
 
@@ -59,7 +60,7 @@ def main():
         download(folder)
         tests = [f"{pathlib.Path(path).name}::{suite}" for path, suite in TESTS.items()]
         options = ["-p", "flax_suites", "-c", os.devnull, "--rootdir", ".", "-q", "-n", "2"]
-        environment = os.environ | {"PYTHONPATH": str(HERE)}
+        environment = os.environ | {"PYTHONPATH": str(HERE), "XLA_FLAGS": xla_flags()}
         command = [sys.executable, "-m", "pytest", *options, *tests]
         return subprocess.run(command, cwd=folder, env=environment, check=False).returncode
 

@@ -13,15 +13,17 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 on_every_platform = pytest.mark.parametrize("platform", PLATFORMS)
 
 
+_platform = jax.make_user_context(None)
+"""What is traced for one platform is not found again for another one."""
+
+
 @contextmanager
 def programs_for(platform):
-    """What is traced in here takes the branches of that platform. Programs of another one are forgotten."""
+    """What is traced in here takes the branches of that platform."""
 
     def of_platform(*args, default=None, **branches):
         return branches.get(platform, default)(*args)
 
-    jax.clear_caches()
-    with pytest.MonkeyPatch.context() as patch:
+    with _platform(platform), pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax.lax, "platform_dependent", of_platform)
         yield
-    jax.clear_caches()
