@@ -1,6 +1,8 @@
 """Any spec as a Flax linen module, and Flax's own norms made accurate: read variables, call the core, write state.
 
 The drop-ins are subclasses that replace `__call__`: arguments mean what they mean in Flax, checkpoints are the same.
+All of them take `scale_offset`, batch norm `ddof`, too, by name: as those of `jn.batch_norm`. With an offset, the
+initializer `ones`, which is the default, makes offset and scale together 1.
 They differ where Flax is wrong: statistics are accurate at any mean, in float32 at least, so `use_fast_variance` has no
 effect, and `force_float32_reductions` decides the dtype of running statistics alone. Masked statistics of devices are
 merged by count; float masks are weights; padding may be NaN, reaches no gradient, and leaves running statistics alone.
@@ -21,7 +23,7 @@ from jaxtyping import Array, ArrayLike, DTypeLike
 from jaxnorm import _checks
 from jaxnorm._annotations import Data, Result
 from jaxnorm._flax import layout
-from jaxnorm._flax.call import standardized, tracked
+from jaxnorm._flax.call import initial_scale, standardized, tracked
 from jaxnorm._flax.evaluate import eval_kwargs, model_arguments
 from jaxnorm._flax.layout import Layout
 from jaxnorm._flax.linen_state import is_recalibrating, with_added, write
@@ -55,9 +57,8 @@ class Norm(nn.Module):
         scale_init, bias_init: initializers in place of what `spec.init` gives; `param_dtype`, in place of float32.
 
     `__call__(x, *, train=None, use_running_average=None, where=None, scale=None, bias=None)` returns y, of the shape
-    and dtype of `x`. A scale or bias in the call is for specs with `use_scale=False` or `use_bias=False`: adaptive
-    norms. It raises ValueError where `train` is given nowhere or twice, and what `spec.apply` raises. Paper: that of
-    the spec.
+    of `x`. A scale or bias in the call is for specs with `use_scale=False` or `use_bias=False`: adaptive norms. It
+    raises ValueError where `train` is given nowhere or twice, and what `spec.apply` raises. Paper: that of the spec.
 
     >>> norm = jn.linen.Norm(jn.BatchNorm(momentum=0.9), train=True)
     >>> x = jnp.array([[1.0, 10.0], [3.0, 30.0]])
@@ -183,6 +184,9 @@ class BatchNorm(nn.BatchNorm):
     [0.2 2. ]
     """
 
+    scale_offset: float = dataclasses.field(default=0.0, kw_only=True)
+    ddof: int = dataclasses.field(default=0, kw_only=True)
+
     @nn.compact
     def __call__(self, x: Array, use_running_average: bool | None = None, *, mask: Array | None = None) -> Array:
         frozen = False
@@ -216,6 +220,8 @@ class LayerNorm(nn.LayerNorm):
     [[-1.  1.]]
     """
 
+    scale_offset: float = dataclasses.field(default=0.0, kw_only=True)
+
     @nn.compact
     def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
         return _standardized(self, layout.layer_norm, x, mask)
@@ -230,6 +236,8 @@ class RMSNorm(nn.RMSNorm):
     >>> print(jn.linen.RMSNorm(use_scale=False).apply({}, jnp.array([3.0, -3.0])).round(3))
     [ 1. -1.]
     """
+
+    scale_offset: float = dataclasses.field(default=0.0, kw_only=True)
 
     @nn.compact
     def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
@@ -246,6 +254,8 @@ class GroupNorm(nn.GroupNorm):
     Array([-1.,  1., -1.,  1.], dtype=float32)
     """
 
+    scale_offset: float = dataclasses.field(default=0.0, kw_only=True)
+
     @nn.compact
     def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
         return _standardized(self, layout.group_norm, x, mask)
@@ -261,6 +271,8 @@ class InstanceNorm(nn.InstanceNorm):
     Array([-1.,  1.], dtype=float32)
     """
 
+    scale_offset: float = dataclasses.field(default=0.0, kw_only=True)
+
     @nn.compact
     def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
         return _standardized(self, layout.instance_norm, x, mask)
@@ -273,6 +285,7 @@ def _standardized(module: Any, layout_of: Callable[..., Layout], x: Array, mask:
 
 def _affine(module: Any, x: Array, norm_layout: Layout) -> tuple[Any, Any]:
     shape = [x.shape[a] for a in norm_layout.feature_axes]
-    scale = module.param("scale", module.scale_init, shape, module.param_dtype) if module.use_scale else None
+    init = initial_scale(module.scale_init, module.scale_offset, type(module).__name__)
+    scale = module.param("scale", init, shape, module.param_dtype) if module.use_scale else None
     use_bias = getattr(module, "use_bias", False)  # RMSNorm has none
     return scale, module.param("bias", module.bias_init, shape, module.param_dtype) if use_bias else None

@@ -18,6 +18,7 @@ from jaxnorm._flax import layout, nnx_state
 from jaxnorm._flax.call import standardized, tracked
 from jaxnorm._flax.evaluate import eval_kwargs, model_arguments
 from jaxnorm._flax.layout import Layout
+from jaxnorm._flax.nnx_init import WithScaleOffset
 from jaxnorm._specs.base import Spec
 from jaxnorm._state.recalibrate import recalibrate as recalibrate_by_steps
 from jaxnorm._state.running import begin_accumulating
@@ -53,7 +54,7 @@ class Norm(nnx.Module):
         scale_init, bias_init: initializers in place of what `spec.init` gives; `param_dtype`, in place of float32.
 
     `__call__(x, use_running_average=None, *, train=None, where=None, scale=None, bias=None)` returns y, of the shape
-    and dtype of `x`. A scale or bias in the call is for specs with `use_scale=False` or `use_bias=False`. ValueError:
+    of `x`. A scale or bias in the call is for specs with `use_scale=False` or `use_bias=False`. ValueError:
     `use_running_average` is given nowhere, or twice; an initializer lacks `rngs`; `x` has other features; what the spec
     raises. Paper: that of the spec.
 
@@ -113,7 +114,7 @@ class Norm(nnx.Module):
             self.use_running_average = use_running_average
 
 
-class BatchNorm(nnx.BatchNorm):
+class BatchNorm(WithScaleOffset, nnx.BatchNorm):
     """`flax.nnx.BatchNorm`, accurate. Paper: Ioffe & Szegedy 2015.
 
     y = γ (x − μ) / √(σ² + ε) + β,    mean ← m · mean + (1 − m) · μ,    var ← m · var + (1 − m) · σ²
@@ -126,6 +127,10 @@ class BatchNorm(nnx.BatchNorm):
     """
 
     _kinds = (Affine, ("scale", "bias")), (RunningStats, ("mean", "var"))
+
+    def __init__(self, *args: Any, ddof: int = 0, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.ddof = ddof
 
     def __call__(self, x: Array, use_running_average: bool | None = None, *, mask: Array | None = None) -> Array:
         state, frozen = nnx_state.read_state(self), False
@@ -142,7 +147,7 @@ class BatchNorm(nnx.BatchNorm):
         return y
 
 
-class LayerNorm(nnx.LayerNorm):
+class LayerNorm(WithScaleOffset, nnx.LayerNorm):
     """`flax.nnx.LayerNorm`, accurate. Paper: Ba, Kiros & Hinton 2016.
 
     y = γ (x − μ) / √(σ² + ε) + β,    μ and σ² over `reduction_axes`, γ and β along `feature_axes`
@@ -156,7 +161,7 @@ class LayerNorm(nnx.LayerNorm):
         return _standardized(self, layout.layer_norm, x, mask)
 
 
-class RMSNorm(nnx.RMSNorm):
+class RMSNorm(WithScaleOffset, nnx.RMSNorm):
     """`flax.nnx.RMSNorm`, accurate. Paper: Zhang & Sennrich 2019.
 
     y = γ x / √(⟨|x|²⟩ + ε),    mean over `reduction_axes`, γ along `feature_axes`
@@ -170,7 +175,7 @@ class RMSNorm(nnx.RMSNorm):
         return _standardized(self, layout.rms_norm, x, mask)
 
 
-class GroupNorm(nnx.GroupNorm):
+class GroupNorm(WithScaleOffset, nnx.GroupNorm):
     """`flax.nnx.GroupNorm`, accurate. Paper: Wu & He 2018.
 
     y = γ (x − μ) / √(σ² + ε) + β,    μ and σ² over `reduction_axes`, in blocks of channels
@@ -184,7 +189,7 @@ class GroupNorm(nnx.GroupNorm):
         return _standardized(self, layout.group_norm, x, mask)
 
 
-class InstanceNorm(nnx.InstanceNorm):
+class InstanceNorm(WithScaleOffset, nnx.InstanceNorm):
     """`flax.nnx.InstanceNorm`, accurate. Paper: Ulyanov, Vedaldi & Lempitsky 2016.
 
     y = γ (x − μ) / √(σ² + ε) + β,    μ and σ² over all axes but the first and `feature_axes`

@@ -12,7 +12,6 @@ from jaxnorm._checks.arguments import (
     data,
     ddof,
     divides,
-    implementation,
     in_other_words,
     names,
     number,
@@ -25,6 +24,7 @@ from jaxnorm._checks.arguments import (
 )  # fmt: skip
 from jaxnorm._checks.flags import flag, ignored_flag, mode, train
 from jaxnorm._checks.modules import given_twice, key, same_features, spec
+from jaxnorm._checks.outputs import dtype, implementation, output_dtype, scale_offset, without_kernels
 from jaxnorm._checks.specs import fits_norm, fits_scaler, normalized_shape, ordered, param_dtype, stateless
 from jaxnorm._checks.states import (
     averages,
@@ -38,9 +38,10 @@ from jaxnorm._checks.states import (
 )  # fmt: skip
 
 __all__ = [
-    "affine", "averages", "axes", "axis", "channel_axis", "data", "ddof", "divides", "fits_norm", "fits_scaler", "flag",
-    "given_twice", "ignored_flag", "implementation", "in_other_words", "key", "mode", "names", "normalized_shape",
-    "number", "ordered", "param_dtype", "parts", "positions", "reject_nnx_variables", "require_data", "require_stats",
-    "running", "same_features", "several", "several_axes", "shares", "spec", "stateless", "train", "unbiased",
-    "virtual_batch_size", "weights", "where",
+    "affine", "averages", "axes", "axis", "channel_axis", "data", "ddof", "divides", "dtype", "fits_norm",
+    "fits_scaler", "flag", "given_twice", "ignored_flag", "implementation", "in_other_words", "key", "mode",
+    "names", "normalized_shape", "number", "ordered", "output_dtype", "param_dtype", "parts", "positions",
+    "reject_nnx_variables", "require_data", "require_stats", "running", "same_features", "scale_offset", "several",
+    "several_axes", "shares", "spec", "stateless", "train", "unbiased", "virtual_batch_size", "weights", "where",
+    "without_kernels",
 ]  # fmt: skip

@@ -218,12 +218,6 @@ def unbiased(where: Array | None, axes: Sequence[int], x: Array, ddof: int, who:
         )
 
 
-def implementation(value: Any, who: str) -> None:
-    """Raises unless the implementation is known by its name, or None."""
-    if value not in (None, "xla", "pallas"):
-        raise ValueError(f"{who}: implementation={value!r} is not known. It is None (to choose), 'xla' or 'pallas'.")
-
-
 def positions(axes: Sequence[int], x: Array, who: str) -> None:
     """Raises where there are no axes beside those of examples and channels to take statistics over.
 

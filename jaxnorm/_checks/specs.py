@@ -47,7 +47,7 @@ def fits_scaler(spec: Any, axes: Sequence[int], params: Any, state: Any, x: Arra
     if jnp.iscomplexobj(state.mean) != jnp.iscomplexobj(x):
         raise TypeError(
             f"{who}(kind={spec.kind!r}): x has dtype {x.dtype} and state.mean has {jnp.asarray(state.mean).dtype}. "
-            f"Initialise with dtype={x.dtype.name!r}."
+            f"Initialise with param_dtype={x.dtype.name!r}."
         )
     _same_features(spec, axes, (), state.mean, x)
 
@@ -118,5 +118,5 @@ def param_dtype(dtype: Any, who: str) -> Any:
     """A dtype that parameters can have."""
     dtype = jax.dtypes.canonicalize_dtype(jnp.float32 if dtype is None else dtype)
     if not jnp.issubdtype(dtype, jnp.inexact):
-        raise TypeError(f"{who}.init: dtype={dtype} is not floating point or complex.")
+        raise TypeError(f"{who}.init: param_dtype={dtype} is not floating point or complex.")
     return dtype

@@ -52,7 +52,7 @@ def running(state: Any, x: Array, axes: Sequence[int], train: bool, momentum: An
     if jnp.iscomplexobj(state.mean) != jnp.iscomplexobj(x):
         raise TypeError(
             f"{who}: x has dtype {x.dtype} and state.mean has {jnp.asarray(state.mean).dtype}. Initialise with "
-            f"dtype={x.dtype.name!r}: a state keeps its dtype."
+            f"param_dtype={x.dtype.name!r}: a state keeps its dtype."
         )
 
 

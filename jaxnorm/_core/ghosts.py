@@ -4,7 +4,6 @@ Paper: Hoffer, Hubara & Soudry 2017, "Train longer, generalize better", algorith
 """
 
 import math
-from typing import Any
 
 import jax
 from jax import lax
@@ -14,14 +13,14 @@ from jaxnorm._core.moments_about import Observations, Statistics
 from jaxnorm._core.pivot import Expected, accurate_stats
 from jaxnorm._core.reduction import Reduction
 from jaxnorm._core.sharding import split, unsplit
-from jaxnorm._core.standardize import Coefficients, standardize_by_own_stats
+from jaxnorm._core.standardize import Coefficients, Output, standardize_by_own_stats
 from jaxnorm._core.statistics import as_observations
 
 
 def standardize_by_ghosts(
     size: int,
     reduction: Reduction,
-    dtype: Any,
+    output: Output,
     data: Observations,
     expected: Expected | None,
     coefficients: Coefficients,
@@ -39,7 +38,7 @@ def standardize_by_ghosts(
 
     scale, bias, epsilon = coefficients
     pieces, expected, (scale, bias) = jax.tree.map(in_pieces, (data, expected, (scale, bias)))
-    y, stats = standardize_by_own_stats(ghosts, dtype, True, pieces, expected, Coefficients(scale, bias, epsilon))
+    y, stats = standardize_by_own_stats(ghosts, output, True, pieces, expected, Coefficients(scale, bias, epsilon))
     y = unsplit(y, data.x)
     if expected is None:
         return y, None

@@ -9,9 +9,9 @@ from jaxtyping import Array
 MaybeArray = Array | None
 
 
-def wide_dtype(x: Array) -> Any:
-    """The dtype of arithmetic on `x`: float32 at least."""
-    if jnp.iscomplexobj(x):
+def wide_dtype(x: Any) -> Any:
+    """The dtype of arithmetic on `x`, or on what has its dtype: float32 at least."""
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
         return x.dtype
     return jnp.dtype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
 
@@ -39,6 +39,13 @@ def real_product(a: Array, b: Array) -> Array:
 def reciprocal(n: Array) -> Array:
     """1/n, and 1 where n = 0."""
     return 1 / jnp.where(n == 0, 1, n)
+
+
+def with_offset(scale: Array, offset: float, dtype: Any) -> Array:
+    """The factor γ + offset in the dtype of arithmetic, so that a γ near 0 keeps its digits as a parameter."""
+    scale = scale.astype(dtype)
+    # Not + 0: compilers keep that, as it turns −0 into 0.
+    return scale + offset if offset else scale
 
 
 def deviation(x: Array, pivot: MaybeArray = None, delta: MaybeArray = None) -> Array:

@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from jaxnorm._core.barriers import Copy, barrier_copies, by_platform, sum_as
 from jaxnorm._core.moments_about import Observations, Statistics
-from jaxnorm._core.numerics import MaybeArray, deviation, included, narrow, wide_dtype
+from jaxnorm._core.numerics import MaybeArray, deviation, included, narrow, wide_dtype, with_offset
 from jaxnorm._core.pivot import Expected, accurate_stats
 from jaxnorm._core.reduction import Reduction, broadcast_in_stages
 from jaxnorm._core.statistics import broadcast_stats, statistics_tangent
@@ -22,6 +22,13 @@ class Coefficients(NamedTuple):
     scale: Any
     bias: Any
     epsilon: Any
+
+
+class Output(NamedTuple):
+    """The dtype of y, and an offset that is added to the scale in the dtype of arithmetic."""
+
+    dtype: Any
+    scale_offset: float = 0.0
 
 
 class InputTangents(NamedTuple):
@@ -37,31 +44,33 @@ class InputTangents(NamedTuple):
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 @partial(jax.jit, static_argnums=0)
-def standardize_by_given_stats(dtype: Any, data: Observations, stats: Statistics, coefficients: Coefficients) -> Array:
-    """y = (x − μ) · scale / √(var + ε) + bias, in the given dtype, by given statistics: μ is their pivot.
+def standardize_by_given_stats(
+    output: Output, data: Observations, stats: Statistics, coefficients: Coefficients
+) -> Array:
+    """y = (x − μ) · scale / √(var + ε) + bias by given statistics: μ is their pivot.
 
-    That dtype is no wider than the dtype of arithmetic on `x`. All broadcasts to `x`; where, the mean, scale and bias
-    may be None. Padding that is not finite gives the bias.
+    The dtype of y is no wider than the dtype of arithmetic on `x`. All broadcasts to `x`; where, the mean, scale and
+    bias may be None. Padding that is not finite gives the bias.
     """
-    return _value(dtype, data, stats, coefficients)
+    return _value(output, data, stats, coefficients)
 
 
 @partial(standardize_by_given_stats.defjvp, symbolic_zeros=True)
-def _standardize_by_given_stats_jvp(dtype: Any, primals: Any, tangents: Any) -> tuple[Array, Array]:
+def _standardize_by_given_stats_jvp(output: Output, primals: Any, tangents: Any) -> tuple[Array, Array]:
     data, stats, coefficients = primals
     # Weights act through the statistics only.
     (dx, *_), (_, dmean, _, dvar), dcoefficients = jax.tree.map(nonzero_tangent, tangents)
     # Without the bias, which the derivative has no use for: it would be kept.
     kept = data, stats, coefficients._replace(bias=None)
-    dy = recomputing(_y_tangent, dtype)(*kept, InputTangents(dx, dmean, dvar, *dcoefficients))
-    return standardize_by_given_stats(dtype, *primals), dy
+    dy = recomputing(_y_tangent, output)(*kept, InputTangents(dx, dmean, dvar, *dcoefficients))
+    return standardize_by_given_stats(output, *primals), dy
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def standardize_by_own_stats(
     reduction: Reduction,
-    dtype: Any,
+    output: Output,
     need_stats: bool,
     data: Observations,
     expected: Expected | None,
@@ -77,23 +86,23 @@ def standardize_by_own_stats(
     It keeps x, where, pivot, δ, var, γ and ε; the count, too, for masked data over devices.
     """
     stats = accurate_stats(reduction, need_stats, data, expected)
-    return _value(dtype, data, broadcast_stats(reduction, stats, data.x), coefficients), stats
+    return _value(output, data, broadcast_stats(reduction, stats, data.x), coefficients), stats
 
 
 @partial(standardize_by_own_stats.defjvp, symbolic_zeros=True)
 def _standardize_by_own_stats_jvp(
-    reduction: Reduction, dtype: Any, need_stats: bool, primals: Any, tangents: Any
+    reduction: Reduction, output: Output, need_stats: bool, primals: Any, tangents: Any
 ) -> tuple[Any, Any]:
     data, _, coefficients = primals
     ddata, _, dcoefficients = jax.tree.map(nonzero_tangent, tangents)
-    y, stats = standardize_by_own_stats(reduction, dtype, True, *primals)
+    y, stats = standardize_by_own_stats(reduction, output, True, *primals)
     kept = data, stats, coefficients._replace(bias=None)
-    return (y, stats), recomputing(_tangents_by_own_stats, reduction, dtype)(*kept, ddata, dcoefficients)
+    return (y, stats), recomputing(_tangents_by_own_stats, reduction, output)(*kept, ddata, dcoefficients)
 
 
 def _tangents_by_own_stats(
     reduction: Reduction,
-    dtype: Any,
+    output: Output,
     data: Observations,
     stats: Statistics,
     coefficients: Coefficients,
@@ -108,17 +117,17 @@ def _tangents_by_own_stats(
     dstats = statistics_tangent(reduction, data, stats, ddata._replace(x=dx))
     _, _, dmean, dvar = broadcast_stats(reduction, dstats, x)
     tangents = InputTangents(dx, dmean, dvar, *dcoefficients)
-    return _y_tangent(dtype, data, broadcast_stats(reduction, stats, x), coefficients, tangents), dstats
+    return _y_tangent(output, data, broadcast_stats(reduction, stats, x), coefficients, tangents), dstats
 
 
-def _value(dtype: Any, data: Observations, stats: Statistics, coefficients: Coefficients) -> Array:
+def _value(output: Output, data: Observations, stats: Statistics, coefficients: Coefficients) -> Array:
     """y = (x − μ) · scale / √(var + ε) + bias, of statistics that broadcast to `x`."""
     scale, bias, epsilon = coefficients
     wide = wide_dtype(data.x)
     a = _inverse_std(stats.pivot, stats.var + epsilon).astype(wide)
-    a = a if scale is None else a * scale.astype(wide)
+    a = a if scale is None else a * with_offset(scale, output.scale_offset, wide)
     y = _deviation(Copy.VALUE, data, stats) * a
-    return narrow(y if bias is None else y + bias.astype(wide), data.where, dtype)
+    return narrow(y if bias is None else y + bias.astype(wide), data.where, output.dtype)
 
 
 def _inverse_root(v: Array) -> Array:
@@ -153,7 +162,7 @@ def _deviation(copy: int, data: Observations, stats: Statistics) -> Array:
 
 
 def _y_tangent(
-    dtype: Any, data: Observations, stats: Statistics, coefficients: Coefficients, tangents: InputTangents
+    output: Output, data: Observations, stats: Statistics, coefficients: Coefficients, tangents: InputTangents
 ) -> Array:
     """With r = 1/√(var + ε), a = scale · r and e = x − μ:
 
@@ -163,12 +172,12 @@ def _y_tangent(
     tangents = jax.tree.map(lambda t: t.astype(wide), tangents)
     scale, _, epsilon = coefficients
     r = _inverse_root(stats.var + epsilon).astype(wide)
-    s = jnp.ones((), wide) if scale is None else scale.astype(wide)
+    s = jnp.ones((), wide) if scale is None else with_offset(scale, output.scale_offset, wide)
     # Not r³: that overflows before the product does.
     dr = times(-r / 2, times(r, times(r, plus(tangents.var, tangents.epsilon))))
     of_vectors = jnp.broadcast_shapes(r.shape, s.shape) != data.x.shape
     terms = (_terms_of_vectors if of_vectors else _terms_each)(data, stats, r, s, dr, tangents)
-    return sum_as(dtype, *(t for t in terms if t is not None))
+    return sum_as(output.dtype, *(t for t in terms if t is not None))
 
 
 def _terms_of_vectors(

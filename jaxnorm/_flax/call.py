@@ -10,14 +10,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import canonicalize_dtype
+from jax.nn.initializers import constant, ones
 from jaxtyping import Array
 
 from jaxnorm import _checks
-from jaxnorm._core.numerics import wide_dtype
 from jaxnorm._flax.layout import Layout
 from jaxnorm._functional import normalize, normalize_tracking
 from jaxnorm._state.running import as_complex
 from jaxnorm._types import RunningState
+
+
+def initial_scale(init: Any, scale_offset: float, who: str) -> Any:
+    """The initializer of a scale: one that makes it 1, Flax's default, makes the scale and its offset 1."""
+    _checks.scale_offset(scale_offset, who)
+    return constant(1 - scale_offset) if init is ones and scale_offset else init
 
 
 def standardized(norm: Any, x: Any, layout: Layout, affine: Sequence[Any], mask: Any) -> Array:
@@ -42,19 +48,17 @@ def tracked(
             f"does is Norm(jaxnorm.BatchNorm(momentum=None))."
         )
     x, dtype = _dtypes(norm, x, affine)
-    if jnp.iscomplexobj(x) and not jnp.iscomplexobj(state.mean):
-        state = as_complex(state, x.dtype)
+    if jnp.issubdtype(dtype, jnp.complexfloating) and not jnp.iscomplexobj(state.mean):
+        state = as_complex(state, x.dtype if jnp.iscomplexobj(x) else dtype)
     arguments = _arguments(norm, x, layout.feature_axes, affine, mask)
-    options = arguments | {"momentum": norm.momentum, "ddof": 0, "dtype": dtype}
+    options = arguments | {"momentum": norm.momentum, "ddof": norm.ddof, "dtype": dtype}
     return normalize_tracking(x, state, *layout, train=train, differentiable=differentiable, **options)
 
 
 def _dtypes(norm: Any, x: Any, affine: Sequence[Any]) -> tuple[Array, Any]:
-    """`x` in a dtype whose arithmetic is as wide as y, and the dtype of y, by Flax's rules."""
+    """`x` as floating point, and the dtype of y, by Flax's rules."""
     dtype = jax.dtypes.canonicalize_dtype(canonicalize_dtype(x, *affine, dtype=norm.dtype))
-    x = jnp.asarray(x, None if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.float32)
-    too_narrow = wide_dtype(jnp.zeros((), dtype)).itemsize > wide_dtype(x).itemsize
-    return x.astype(dtype) if too_narrow else x, dtype
+    return jnp.asarray(x, None if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.float32), dtype
 
 
 def _arguments(norm: Any, x: Array, feature_axes: Sequence[int], affine: Sequence[Any], mask: Any) -> dict[str, Any]:
@@ -64,7 +68,8 @@ def _arguments(norm: Any, x: Array, feature_axes: Sequence[int], affine: Sequenc
     who = type(norm).__name__
     # The same check as in `normalize`, but here it is called mask, and messages say so.
     mask = _checks.where(_mask(norm, x, mask), x, who, "mask")
-    return {"scale": scale, "bias": bias, "epsilon": norm.epsilon, "where": mask, "who": who}
+    offset = norm.scale_offset
+    return {"scale": scale, "bias": bias, "epsilon": norm.epsilon, "where": mask, "who": who, "scale_offset": offset}
 
 
 def _mask(norm: Any, x: Array, mask: Any) -> Any:

@@ -11,10 +11,11 @@ from jaxnorm import _checks
 from jaxnorm._core import kernels
 from jaxnorm._core.ghosts import standardize_by_ghosts
 from jaxnorm._core.moments_about import Observations, Statistics
+from jaxnorm._core.numerics import wide_dtype
 from jaxnorm._core.pivot import Expected
 from jaxnorm._core.reduction import Reduction
 from jaxnorm._core.sharding import place_like
-from jaxnorm._core.standardize import Coefficients, standardize_by_given_stats, standardize_by_own_stats
+from jaxnorm._core.standardize import Coefficients, Output, standardize_by_given_stats, standardize_by_own_stats
 from jaxnorm._state.running import advance, advance_by_examples, mean_and_var, nan_if_negative
 from jaxnorm._types import RunningState
 
@@ -31,17 +32,28 @@ def observations_and_coefficients(
     )
 
 
+def data_and_output(x: Array, dtype: Any, scale_offset: Any, who: str) -> tuple[Array, Output]:
+    """`x`, widened where its arithmetic would be narrower than y, and what y is to be, by default of the same dtype."""
+    output = Output(_checks.output_dtype(dtype, x, who), _checks.scale_offset(scale_offset, who))
+    too_narrow = wide_dtype(output).itemsize > wide_dtype(x).itemsize
+    return x.astype(output.dtype) if too_narrow else x, output
+
+
 def normalize(
     x: Array, reduction: Reduction, feature_axes: tuple[int, ...], scale: Any, bias: Any, *, epsilon: ArrayLike,
-    where: Any, who: str, dtype: Any = None, implementation: str | None = None,
+    where: Any, who: str, scale_offset: float = 0.0, dtype: Any = None, implementation: str | None = None,
 ) -> Array:  # fmt: skip
-    """A norm without state, whose scale and bias lie along `feature_axes`. `dtype`: that of y, if not that of `x`."""
+    """A norm without state, whose scale and bias lie along `feature_axes`."""
+    x, output = data_and_output(x, dtype, scale_offset, who)
     data, coefficients = observations_and_coefficients(x, feature_axes, scale, bias, epsilon, where, who)
-    dtype = dtype or x.dtype
-    if _by_kernels(reduction, data, coefficients, dtype, implementation, who):
-        options = {"centered": reduction.centered, "dtype": dtype, "named": implementation == "pallas"}
+    # A kernel wants the scale along what is reduced: layer and RMS norm. For those it was timed.
+    in_rows = not reduction.groups and set(feature_axes) <= set(reduction.axes)
+    if not in_rows:
+        _checks.without_kernels(implementation, who)
+    elif _by_kernels(reduction, data, coefficients, output.dtype, implementation, who):
+        options = {"centered": reduction.centered, "output": output, "named": implementation == "pallas"}
         return kernels.normalize_rows(reduction.axes, x, coefficients, **options)
-    return standardize_by_own_stats(reduction, dtype, False, data, None, coefficients)[0]
+    return standardize_by_own_stats(reduction, output, False, data, None, coefficients)[0]
 
 
 def _by_kernels(
@@ -52,22 +64,22 @@ def _by_kernels(
     implementation: str | None,
     who: str,
 ) -> bool:
-    """Whether kernels normalize this, by name or by choice."""
+    """Whether kernels normalize rows, by name or by choice."""
     _checks.implementation(implementation, who)
     x, (scale, bias, _) = data.x, coefficients
     features = math.prod(x.shape[a] for a in reduction.axes)
     if implementation == "xla" or (implementation is None and not kernels.chosen(features)):
         return False
-    why = "is for layer and RMS norm" if reduction.groups else "knows no axis_name" if reduction.axis_names else None
+    why = "knows no axis_name" if reduction.axis_names else None
     why = why or kernels.unserved(reduction.axes, x, data.where, dtype, scale, bias)
-    if why and implementation == "pallas":
-        raise ValueError(f"{who}: implementation='pallas' {why}. Use implementation='xla', or None to have it chosen.")
+    _checks.implementation(implementation, who, why)
     return not why
 
 
 def normalize_tracking(
     x: Array, state: Any, reduction: Reduction, feature_axes: tuple[int, ...], scale: Any, bias: Any, *, train: bool,
-    momentum: Any, ddof: int, epsilon: ArrayLike, where: Any, who: str, dtype: Any = None,
+    momentum: Any, ddof: int, epsilon: ArrayLike, where: Any, who: str, scale_offset: float = 0.0, dtype: Any = None,
+    implementation: str | None = None,
     virtual_batch_size: int | None = None, example_axes: tuple[int, ...] | None = None, differentiable: bool = False,
 ) -> tuple[Array, RunningState | None]:  # fmt: skip
     """A norm with running statistics along `feature_axes`, where scale and bias lie; and its new state.
@@ -75,7 +87,8 @@ def normalize_tracking(
     `virtual_batch_size`: so many examples, each on their own. `example_axes`: those of examples that each have their
     own statistics. `differentiable`: gradients flow from the new state into `x`.
     """
-    dtype = dtype or x.dtype
+    _checks.without_kernels(implementation, who)
+    x, output = data_and_output(x, dtype, scale_offset, who)
     _checks.running(state, x, feature_axes, train, momentum, who)
     _checks.ddof(ddof, who)
     momentum = None if momentum is None else _checks.number(momentum, x, who, "momentum", most=1)
@@ -88,15 +101,15 @@ def normalize_tracking(
         mean, var = mean_and_var(state, x, feature_axes)
     if not train:
         running = Statistics(None, mean, None, nan_if_negative(var))
-        return standardize_by_given_stats(dtype, data, running, coefficients), state
+        return standardize_by_given_stats(output, data, running, coefficients), state
     expected = None
     if state is not None and example_axes is None:
         expected = lax.stop_gradient(Expected(mean, var))
     if virtual_batch_size is None:
-        y, stats = standardize_by_own_stats(reduction, dtype, True, data, expected, coefficients)
+        y, stats = standardize_by_own_stats(reduction, output, True, data, expected, coefficients)
     else:
         _checks.virtual_batch_size(virtual_batch_size, reduction, x, who)
-        y, stats = standardize_by_ghosts(virtual_batch_size, reduction, dtype, data, expected, coefficients)
+        y, stats = standardize_by_ghosts(virtual_batch_size, reduction, output, data, expected, coefficients)
     if state is None:
         return y, None
     stats: Any = stats if differentiable else lax.stop_gradient(stats)

@@ -1,7 +1,7 @@
 """The verbs without a state: which positions share moments, then standardize, then the affine map."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike
+from jaxtyping import Array, ArrayLike, DTypeLike
 
 from jaxnorm import _checks
 from jaxnorm._annotations import Axes, Data, Implementation, Names, Result
@@ -9,7 +9,7 @@ from jaxnorm._core.moments_about import Statistics
 from jaxnorm._core.numerics import real_dtype
 from jaxnorm._core.reduction import Reduction
 from jaxnorm._core.standardize import standardize_by_given_stats
-from jaxnorm._functional.normalize import normalize, observations_and_coefficients
+from jaxnorm._functional.normalize import data_and_output, normalize, observations_and_coefficients
 
 
 @_checks.in_other_words
@@ -23,10 +23,14 @@ def instance_norm(
     epsilon: ArrayLike = 1e-5,
     where: ArrayLike | None = None,
     axis_name: Names | None = None,
+    scale_offset: float = 0.0,
+    dtype: DTypeLike | None = None,
+    implementation: Implementation = None,
 ) -> Result:
     """Instance normalization: statistics per example and channel, the same in training and evaluation.
 
-    y = γ (x − μ) / √(σ² + ε) + β,    μ and σ² over all axes but `channel_axis` and `batch_axis`
+    y = (o + γ) (x − μ) / √(σ² + ε) + β,    o = `scale_offset`, μ and σ² over all axes but `channel_axis` and
+    `batch_axis`
 
     Args:
         x: floating point or complex, any layout.
@@ -38,9 +42,13 @@ def instance_norm(
         where: booleans or non-negative weights, with the dimensions of `x`, each of the same size or 1: what counts in
             the statistics. All positions are normalized with them; an excluded NaN or Inf gives the bias.
         axis_name: mapped axes over which the positions of an example are sharded.
+        scale_offset: o, a static number, added to γ in the dtype of arithmetic: 1.0 where a scale is learnt as what
+            differs from 1. Without a scale the factor is 1.
+        dtype: that of y; None is that of `x`. One that is wider than `x` widens the arithmetic.
+        implementation: None or "xla"; kernels are for layer and RMS norm.
 
     Returns:
-        y, with the shape and dtype of `x`. Arithmetic is in float32 at least.
+        y, with the shape of `x`. Arithmetic is in float32 at least.
 
     Raises:
         TypeError: `x` is integer or boolean. ValueError: an argument does not fit `x`. NameError: an unbound name.
@@ -56,7 +64,10 @@ def instance_norm(
     channel, positions = per_example(x, channel_axis, batch_axis, "instance_norm")
     _checks.positions(positions, x, "instance_norm")
     reduction = Reduction(positions, _checks.names(axis_name, "instance_norm"))
-    return normalize(x, reduction, (channel,), scale, bias, epsilon=epsilon, where=where, who="instance_norm")
+    return normalize(
+        x, reduction, (channel,), scale, bias, epsilon=epsilon, where=where, who="instance_norm",
+        scale_offset=scale_offset, dtype=dtype, implementation=implementation,
+    )  # fmt: skip
 
 
 @_checks.in_other_words
@@ -69,11 +80,13 @@ def layer_norm(
     epsilon: ArrayLike = 1e-5,
     where: ArrayLike | None = None,
     axis_name: Names | None = None,
+    scale_offset: float = 0.0,
+    dtype: DTypeLike | None = None,
     implementation: Implementation = None,
 ) -> Result:
     """Layer normalization: statistics over the features of each example or position.
 
-    y = γ (x − μ) / √(σ² + ε) + β,    μ and σ² over `axis`
+    y = (o + γ) (x − μ) / √(σ² + ε) + β,    o = `scale_offset`, μ and σ² over `axis`
 
     Args:
         x: floating point or complex, any layout.
@@ -84,11 +97,14 @@ def layer_norm(
         where: booleans or non-negative weights, with the dimensions of `x`, each of the same size or 1: what counts in
             the statistics. All positions are normalized with them; an excluded NaN or Inf gives the bias.
         axis_name: mapped axes over which the features are sharded.
+        scale_offset: o, a static number, added to γ in the dtype of arithmetic: 1.0 where a scale is learnt as what
+            differs from 1. Without a scale the factor is 1.
+        dtype: that of y; None is that of `x`. One that is wider than `x` widens the arithmetic.
         implementation: "xla", or "pallas" for a kernel each way (the last axes of `x`, no `where`; cuda and tpu); None
             chooses: on an H100 or H200 the kernel where it serves, elsewhere XLA.
 
     Returns:
-        y, with the shape and dtype of `x`. Arithmetic is in float32 at least.
+        y, with the shape of `x`. Arithmetic is in float32 at least.
 
     Raises:
         TypeError: `x` is integer or boolean. ValueError: an argument does not fit `x`. NameError: an unbound name.
@@ -103,7 +119,8 @@ def layer_norm(
     axes = _checks.axes(axis, x.ndim, "layer_norm: axis")
     reduction = Reduction(axes, _checks.names(axis_name, "layer_norm"))
     return normalize(
-        x, reduction, axes, scale, bias, epsilon=epsilon, where=where, who="layer_norm", implementation=implementation,
+        x, reduction, axes, scale, bias, epsilon=epsilon, where=where, who="layer_norm",
+        scale_offset=scale_offset, dtype=dtype, implementation=implementation,
     )  # fmt: skip
 
 
@@ -117,11 +134,13 @@ def rms_norm(
     epsilon: ArrayLike = 1e-5,
     where: ArrayLike | None = None,
     axis_name: Names | None = None,
+    scale_offset: float = 0.0,
+    dtype: DTypeLike | None = None,
     implementation: Implementation = None,
 ) -> Result:
     """Root mean square normalization: layer norm with the mean held at 0.
 
-    y = γ x / √(⟨|x|²⟩ + ε) + β,    ⟨·⟩ over `axis`
+    y = (o + γ) x / √(⟨|x|²⟩ + ε) + β,    o = `scale_offset`, ⟨·⟩ over `axis`
 
     Args:
         x: floating point or complex, any layout.
@@ -132,11 +151,14 @@ def rms_norm(
         where: booleans or non-negative weights, with the dimensions of `x`, each of the same size or 1: what counts in
             the mean. All positions are normalized with it; an excluded NaN or Inf gives the bias.
         axis_name: mapped axes over which the features are sharded.
+        scale_offset: o, a static number, added to γ in the dtype of arithmetic: 1.0 where a scale is learnt as what
+            differs from 1. Without a scale the factor is 1.
+        dtype: that of y; None is that of `x`. One that is wider than `x` widens the arithmetic.
         implementation: "xla", or "pallas" for a kernel each way (the last axes of `x`, no `where`; cuda and tpu); None
             chooses: on an H100 or H200 the kernel where it serves, elsewhere XLA.
 
     Returns:
-        y, with the shape and dtype of `x`. Arithmetic is in float32 at least.
+        y, with the shape of `x`. Arithmetic is in float32 at least.
 
     Raises:
         TypeError: `x` is integer or boolean. ValueError: an argument does not fit `x`. NameError: an unbound name.
@@ -150,7 +172,8 @@ def rms_norm(
     axes = _checks.axes(axis, x.ndim, "rms_norm: axis")
     reduction = Reduction(axes, _checks.names(axis_name, "rms_norm"), centered=False)
     return normalize(
-        x, reduction, axes, scale, bias, epsilon=epsilon, where=where, who="rms_norm", implementation=implementation,
+        x, reduction, axes, scale, bias, epsilon=epsilon, where=where, who="rms_norm",
+        scale_offset=scale_offset, dtype=dtype, implementation=implementation,
     )  # fmt: skip
 
 
@@ -166,10 +189,14 @@ def group_norm(
     epsilon: ArrayLike = 1e-5,
     where: ArrayLike | None = None,
     axis_name: Names | None = None,
+    scale_offset: float = 0.0,
+    dtype: DTypeLike | None = None,
+    implementation: Implementation = None,
 ) -> Result:
     """Group normalization: statistics per example and block of channels.
 
-    y = γ (x − μ) / √(σ² + ε) + β,    μ and σ² over the positions of an example and C / groups adjacent channels
+    y = (o + γ) (x − μ) / √(σ² + ε) + β,    o = `scale_offset`, μ and σ² over the positions of an example and C / groups
+    adjacent channels
 
     Args:
         x: floating point or complex, any layout.
@@ -182,9 +209,13 @@ def group_norm(
         where: booleans or non-negative weights, with the dimensions of `x`, each of the same size or 1: what counts in
             the statistics. All positions are normalized with them; an excluded NaN or Inf gives the bias.
         axis_name: mapped axes over which the positions of an example are sharded.
+        scale_offset: o, a static number, added to γ in the dtype of arithmetic: 1.0 where a scale is learnt as what
+            differs from 1. Without a scale the factor is 1.
+        dtype: that of y; None is that of `x`. One that is wider than `x` widens the arithmetic.
+        implementation: None or "xla"; kernels are for layer and RMS norm.
 
     Returns:
-        y, with the shape and dtype of `x`. Arithmetic is in float32 at least.
+        y, with the shape of `x`. Arithmetic is in float32 at least.
 
     Raises:
         TypeError: `x` is integer or boolean. ValueError: an argument does not fit `x`, or the channels do not divide
@@ -199,18 +230,24 @@ def group_norm(
     channel, positions = per_example(x, channel_axis, batch_axis, "group_norm")
     _checks.divides(groups, x.shape[channel], "group_norm")
     reduction = Reduction(positions, _checks.names(axis_name, "group_norm"), groups, channel)
-    return normalize(x, reduction, (channel,), scale, bias, epsilon=epsilon, where=where, who="group_norm")
+    return normalize(
+        x, reduction, (channel,), scale, bias, epsilon=epsilon, where=where, who="group_norm",
+        scale_offset=scale_offset, dtype=dtype, implementation=implementation,
+    )  # fmt: skip
 
 
 def affine(
-    x: Data, scale: ArrayLike | None, bias: ArrayLike | None, *, channel_axis: int, where: ArrayLike | None
-) -> Result:
-    """No normalization: y = γ x + β."""
-    x = _checks.data(x, "Identity")
-    channel = _checks.axis(channel_axis, x.ndim, "Identity: channel_axis")
-    data, coefficients = observations_and_coefficients(x, (channel,), scale, bias, 0.0, where, "Identity")
+    x: Data, scale: ArrayLike | None, bias: ArrayLike | None, *, channel_axis: int, where: ArrayLike | None,
+    scale_offset: float, dtype: DTypeLike | None, implementation: Implementation,
+) -> Result:  # fmt: skip
+    """No normalization: y = (o + γ) x + β."""
+    who = "Identity"
+    _checks.without_kernels(implementation, who)
+    x, output = data_and_output(_checks.data(x, who), dtype, scale_offset, who)
+    channel = _checks.axis(channel_axis, x.ndim, f"{who}: channel_axis")
+    data, coefficients = observations_and_coefficients(x, (channel,), scale, bias, 0.0, where, who)
     stats = Statistics(None, None, None, jnp.ones((1,) * x.ndim, real_dtype(x)))
-    return standardize_by_given_stats(x.dtype, data._replace(where=None), stats, coefficients)
+    return standardize_by_given_stats(output, data._replace(where=None), stats, coefficients)
 
 
 def per_example(x: Array, channel_axis: int, batch_axis: Axes | None, who: str) -> tuple[int, tuple[int, ...]]:

@@ -13,7 +13,7 @@ from jax.core import Tracer
 from jaxtyping import ArrayLike, DTypeLike
 
 from jaxnorm import _checks
-from jaxnorm._annotations import Axes, Data, Result
+from jaxnorm._annotations import Axes, Data, Implementation, Result
 from jaxnorm._state.running import initial
 from jaxnorm._types import Affine, GatedAffine
 
@@ -24,13 +24,13 @@ class Spec(Protocol):
 
     params, state = spec.init(features)        y, state = spec.apply(params, state, x, train=True)
 
-    A norm without state carries None. y has the shape and dtype of `x`. Raises what the norm says of what does not fit.
+    A norm without state carries None. y has the shape of `x`. Raises what the norm says of what does not fit.
 
     >>> isinstance(jn.Identity(), jn.Spec)
     True
     """
 
-    def init(self, features: Axes, dtype: DTypeLike | None = None) -> tuple[Any, Any]:
+    def init(self, features: Axes, param_dtype: DTypeLike | None = None) -> tuple[Any, Any]:
         """Parameters and state for this many channels, or this shape of the normalized axes."""
         ...
 
@@ -202,7 +202,10 @@ def _keywords(verb: Callable[..., Any]) -> list[str]:
 
 
 class Norm(Frozen):
-    """A norm has a scale and a bias over some axes, and one call."""
+    """A norm has a scale and a bias over some axes, and one call.
+
+    Static: whether there are a scale and a bias; and of the verb `scale_offset`, `dtype` and `implementation`.
+    """
 
     _verb: ClassVar[Callable[..., Any]]
     _tracking: ClassVar[Callable[..., Any]]
@@ -210,6 +213,15 @@ class Norm(Frozen):
 
     use_scale: bool = True
     use_bias: bool = True
+    scale_offset: float = 0.0
+    dtype: DTypeLike | None = None
+    implementation: Implementation = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        who = type(self).__name__
+        object.__setattr__(self, "scale_offset", _checks.scale_offset(self.scale_offset, who))
+        object.__setattr__(self, "dtype", _checks.dtype(self.dtype, who))
 
     @property
     def _tracks(self) -> bool:
@@ -226,23 +238,23 @@ class Norm(Frozen):
         verb = type(self)._tracking if self._tracks else type(self)._verb
         return {name: getattr(self, name) for name in _keywords(verb) if name in (*self._numbers, *self._static)}
 
-    def init(self, features: Axes, dtype: DTypeLike | None = None) -> tuple[Affine, Any]:
-        """Parameters (scale 1, bias 0) and state, by shape alone.
+    def init(self, features: Axes, param_dtype: DTypeLike | None = None) -> tuple[Affine, Any]:
+        """Parameters (scale 1 − `scale_offset`, bias 0) and state, by shape alone.
 
         Args:
             features: the number of channels, or the shape of the normalized axes in the order in which x has them.
-            dtype: that of the parameters; None is float32.
+            param_dtype: that of parameters and state; None is float32.
 
         Raises:
-            TypeError: features are not sizes, or dtype is not inexact. ValueError: their number is not that of the
-                normalized axes; `groups` does not divide them.
+            TypeError: features are not sizes, or param_dtype is not inexact. ValueError: their number is not that of
+                the normalized axes; `groups` does not divide them.
 
         >>> jn.RMSNorm().init(2)
         (Affine(scale=Array([1., 1.], dtype=float32), bias=None), None)
         """
         shape = _checks.normalized_shape(self, self._axes, features)
-        dtype = _checks.param_dtype(dtype, type(self).__name__)
-        scale = jnp.ones(shape, dtype) if self.use_scale else None
+        dtype = _checks.param_dtype(param_dtype, type(self).__name__)
+        scale = jnp.full(shape, 1 - self.scale_offset, dtype) if self.use_scale else None
         bias = jnp.zeros(shape, dtype) if self.use_bias else None
         return Affine(scale, bias), initial(shape, dtype, self._weighted) if self._tracks else None
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import ArrayLike, DTypeLike
 
 from jaxnorm import _checks, _functional
-from jaxnorm._annotations import Axes, Implementation, Names
+from jaxnorm._annotations import Axes, Names
 from jaxnorm._specs.base import Norm, leaf
 from jaxnorm._types import Affine, GatedAffine
 
@@ -129,12 +129,12 @@ class BatchInstanceNorm(Norm):
         return True
 
     def init(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, features: Axes, dtype: DTypeLike | None = None
+        self, features: Axes, param_dtype: DTypeLike | None = None
     ) -> tuple[GatedAffine, Any]:
-        """Parameters (gate 1, scale 1, bias 0) and running statistics."""
-        (scale, bias), state = super().init(features, dtype)
+        """Parameters (gate 1, scale 1 − `scale_offset`, bias 0) and running statistics."""
+        (scale, bias), state = super().init(features, param_dtype)
         gate = jnp.ones(
-            _checks.normalized_shape(self, self._axes, features), _checks.param_dtype(dtype, "BatchInstanceNorm")
+            _checks.normalized_shape(self, self._axes, features), _checks.param_dtype(param_dtype, "BatchInstanceNorm")
         )
         return GatedAffine(gate.real, scale, bias), state
 
@@ -159,7 +159,6 @@ class LayerNorm(Norm):
     axis: Axes = -1
     epsilon: ArrayLike = leaf(default=1e-5)
     axis_name: Names | None = None
-    implementation: Implementation = None
 
 
 class RMSNorm(Norm):
@@ -184,7 +183,6 @@ class RMSNorm(Norm):
     axis: Axes = -1
     epsilon: ArrayLike = leaf(default=1e-5)
     axis_name: Names | None = None
-    implementation: Implementation = None
 
 
 class GroupNorm(Norm):
@@ -211,11 +209,11 @@ class GroupNorm(Norm):
     epsilon: ArrayLike = leaf(default=1e-5)
     axis_name: Names | None = None
 
-    def init(self, features: Axes, dtype: DTypeLike | None = None) -> tuple[Affine, None]:
-        """Parameters (scale 1, bias 0); the groups must divide the channels."""
+    def init(self, features: Axes, param_dtype: DTypeLike | None = None) -> tuple[Affine, None]:
+        """Parameters (scale 1 − `scale_offset`, bias 0); the groups must divide the channels."""
         (channels,) = _checks.normalized_shape(self, self._axes, features)
         _checks.divides(self.groups, channels, "GroupNorm.init")
-        return super().init(features, dtype)
+        return super().init(features, param_dtype)
 
 
 class Identity(Norm):

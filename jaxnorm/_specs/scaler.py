@@ -32,7 +32,8 @@ class FeatureScaler(Frozen):
     As a layer of a model it goes on learning while this trains, and each epoch counts the data again. To have it fixed,
     show it the data first, once, and then use it with `train=False`. `jn.recalibrate` leaves it as it is.
 
-    Static: `channel_axis`, the axis of features; `kind`; `axis_name`, mapped axes over which the data are sharded.
+    Static: `channel_axis`, the axis of features; `kind`; `axis_name`, mapped axes over which the data are sharded;
+    `dtype`, that of y, None is that of `x`.
     params: None; state: `Moments` of (channels,). A missing entry, excluded by `where`, may be NaN, and is scaled
     as the mean of its feature. Raises ValueError where `kind` is another one.
 
@@ -52,27 +53,29 @@ class FeatureScaler(Frozen):
     channel_axis: int = -1
     kind: Literal["standard", "minmax"] = "standard"
     axis_name: Names | None = None
+    dtype: DTypeLike | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "dtype", _checks.dtype(self.dtype, "FeatureScaler"))
         if self.kind not in _KINDS:
             raise ValueError(f"FeatureScaler: kind={self.kind!r} is none of {_KINDS}.")
 
-    def init(self, features: Axes, dtype: DTypeLike | None = None) -> tuple[None, Moments]:
+    def init(self, features: Axes, param_dtype: DTypeLike | None = None) -> tuple[None, Moments]:
         """No parameters, and the state of a scaler that has seen nothing.
 
         Args:
             features: the number of features.
-            dtype: that of the data; None is float32. The state has float32 at least.
+            param_dtype: that of the data; None is float32. The state has float32 at least.
 
         Raises:
-            TypeError: features are not a number, or dtype is not inexact, or complex where order counts.
+            TypeError: features are not a number, or param_dtype is not inexact, or complex where order counts.
 
         >>> jn.FeatureScaler().init(2)[1].mean
         Array([0., 0.], dtype=float32)
         """
         shape = _checks.normalized_shape(self, self._axes, features)
-        of_data = _checks.param_dtype(dtype, "FeatureScaler")
+        of_data = _checks.param_dtype(param_dtype, "FeatureScaler")
         _checks.ordered(self, of_data)
         return None, Moments.zeros(shape, of_data, extremes=self.kind == "minmax")
 
@@ -89,7 +92,7 @@ class FeatureScaler(Frozen):
             where: booleans or weights with the dimensions of `x`: what counts.
 
         Returns:
-            y, with the shape and dtype of `x`, and the state. A feature with NaN or Inf in what counts or in its sum,
+            y, with the shape of `x`, and the state. A feature with NaN or Inf in what counts or in its sum,
             or without any data, keeps its state; y shows the NaN. The new state has no derivative in `x`.
 
         Raises:
@@ -111,11 +114,13 @@ class FeatureScaler(Frozen):
             new = feature_moments(Reduction(axes, _checks.names(self.axis_name, who)), x, where, state)
             new = jax.tree.map(lambda new, old: reshard_as(new.reshape(old.shape), old), new, state)
             by, state = merge_pair(state, new), merge_pair(state, lax.stop_gradient(new))
-        x_ = x.astype(widest(wide_dtype(x), state.mean.dtype))
+        output_dtype = _checks.output_dtype(self.dtype, x, who)
+        widths = wide_dtype(x), state.mean.dtype, wide_dtype(jax.ShapeDtypeStruct((), output_dtype))
+        x_ = x.astype(widest(*widths))
         origin, residual, unit = self._measure(by, x_)
         if where is not None:
             x_ = jnp.where(included(where) | jnp.isfinite(x_), x_, self._vector(by.mean, x_))
-        return narrow(deviation(x_, origin, residual) / unit, where, x.dtype), state
+        return narrow(deviation(x_, origin, residual) / unit, where, output_dtype), state
 
     def inverse(self, state: Moments, y: Data) -> Result:
         """The data that `apply` scaled to `y`.

@@ -63,7 +63,7 @@ CASES = {
     "real state": (
         lambda: jn.batch_norm(IMAGES.astype(jnp.complex64), STATE, train=True),
         TypeError,
-        "Initialise with dtype='complex64'",
+        "Initialise with param_dtype='complex64'",
     ),
     "one scale per example": (
         lambda: jn.instance_norm(IMAGES, jnp.ones((8, 64))),
@@ -123,7 +123,7 @@ CASES = {
         "LayerNorm.init(64): axis 1, 2, 3 of x are 3 normalized axes, but there are 1 sizes. Give the shape",
     ),
     "features as a float": (lambda: BN.init(64.0), TypeError, "BatchNorm.init(64.0): features is a number of channels"),
-    "integer parameters": (lambda: BN.init(64, jnp.int32), TypeError, "dtype=int32 is not floating point"),
+    "integer parameters": (lambda: BN.init(64, jnp.int32), TypeError, "param_dtype=int32 is not floating point"),
     "axis": (lambda: jn.instance_norm(X, channel_axis=3), ValueError, "channel_axis=3 is out of range: x has 3"),
     "axis of a spec": (apply(jn.LayerNorm(axis=3), jn.Affine(), None, X), ValueError, "LayerNorm normalizes axis 3"),
     "axis as a string": (lambda: jn.layer_norm(X, axis="C"), TypeError, "axis='C' is not an int"),

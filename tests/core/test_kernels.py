@@ -162,13 +162,17 @@ def operands(name):
             return draw(0, 5, 3, 4, 8), draw(1, 3, 4, 8), draw(2, 3, 4, 8), {"axis": (-1, 1, 2)}
         case "queries and keys":
             return draw(0, 2, 7, 4, 16), draw(1, 16), None, {}
+        case "offset":
+            return draw(0, 5, 96), draw(1, 96), None, {"scale_offset": 1.0}
+        case "offset per example":
+            return draw(0, 3, 5, 96), draw(1, 3, 1, 96), draw(2, 96), {"scale_offset": -0.5}
         case _:
             return draw(0, 96), draw(1, 96), draw(2, 96), {"epsilon": 0.1}
 
 
 OPERANDS = [
     "per example", "per position", "scalars", "no scale", "no bias", "neither", "several axes", "queries and keys",
-    "one row",
+    "one row", "offset", "offset per example",
 ]  # fmt: skip
 
 

@@ -97,12 +97,6 @@ def test_what_a_named_kernel_cannot_serve_is_an_error_when_tracing(name):
         call()
 
 
-@pytest.mark.parametrize("verb", [partial(jn.group_norm, groups=2), jn.instance_norm])
-def test_other_norms_have_no_implementations_yet(verb):
-    with pytest.raises(TypeError, match="implementation"):
-        verb(X, implementation="pallas")
-
-
 @both
 @pytest.mark.parametrize("derivative", [False, True])
 def test_a_platform_without_kernels_is_an_error_when_lowering(verb, derivative):

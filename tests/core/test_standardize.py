@@ -9,7 +9,7 @@ from jax.test_util import check_grads
 
 from jaxnorm._core.moments_about import Observations, Statistics
 from jaxnorm._core.reduction import Reduction
-from jaxnorm._core.standardize import Coefficients, standardize_by_given_stats, standardize_by_own_stats
+from jaxnorm._core.standardize import Coefficients, Output, standardize_by_given_stats, standardize_by_own_stats
 
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.standard_normal((5, 4, 3)) + 2, jnp.float32)
@@ -26,7 +26,9 @@ def coefficients(shape):
 
 
 def by_given(x, mean, var, coefficients, where=None, dtype=jnp.float32):
-    return standardize_by_given_stats(dtype, Observations(x, where), Statistics(None, mean, None, var), coefficients)
+    return standardize_by_given_stats(
+        Output(dtype), Observations(x, where), Statistics(None, mean, None, var), coefficients
+    )
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -43,7 +45,9 @@ def test_by_the_batch_it_is_that_by_the_statistics_of_the_batch(name):
     given, axes = coefficients(SHAPES[name]), (0, 1)
 
     def by_batch(x, given):
-        return standardize_by_own_stats(Reduction(axes), jnp.dtype("float32"), True, Observations(x), None, given)[0]
+        return standardize_by_own_stats(
+            Reduction(axes), Output(jnp.dtype("float32")), True, Observations(x), None, given
+        )[0]
 
     def in_two_steps(x, given):
         mean = x.mean(axes, keepdims=True)

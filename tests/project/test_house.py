@@ -17,7 +17,6 @@ ELSEWHERE = {
     "linen.py": "flax/test_linen.py",
     "nnx.py": "flax/test_nnx.py",
     "_flax/linen_state.py": "flax/test_linen.py",
-    "_functional/normalize.py": "laws/test_transforms.py",
     "_specs/norms.py": "specs/test_base.py",
     "_checks/specs.py": "checks/test_errors.py",
 }

@@ -76,15 +76,18 @@ def test_docstrings_name_all_arguments(name):
 def test_signatures():
     """The contract, argument by argument and default by default."""
     norm = "x, scale=None, bias=None, *, "
+    output = ", scale_offset=0.0, dtype=None, implementation=None"
     expected = {
         "moments": "x, axis=None, *, where=None, axis_name=None, keepdims=False, extremes=False",
         "merge": "*parts, axis=None, axis_name=None",
-        "instance_norm": norm + "channel_axis=-1, batch_axis=0, epsilon=1e-05, where=None, axis_name=None",
-        "layer_norm": norm + "axis=-1, epsilon=1e-05, where=None, axis_name=None, implementation=None",
-        "rms_norm": norm + "axis=-1, epsilon=1e-05, where=None, axis_name=None, implementation=None",
-        "group_norm": norm + "groups, channel_axis=-1, batch_axis=0, epsilon=1e-05, where=None, axis_name=None",
+        "instance_norm": norm + "channel_axis=-1, batch_axis=0, epsilon=1e-05, where=None, axis_name=None" + output,
+        "layer_norm": norm + "axis=-1, epsilon=1e-05, where=None, axis_name=None" + output,
+        "rms_norm": norm + "axis=-1, epsilon=1e-05, where=None, axis_name=None" + output,
+        "group_norm": norm
+        + "groups, channel_axis=-1, batch_axis=0, epsilon=1e-05, where=None, axis_name=None"
+        + output,
         "batch_norm": "x, state, scale=None, bias=None, *, train, channel_axis=-1, momentum=0.99, epsilon=1e-05, "
-        "ddof=0, where=None, axis_name=None, virtual_batch_size=None",
+        "ddof=0, where=None, axis_name=None, virtual_batch_size=None" + output,
     }
     verbs = {name for name in _functional.__all__ if hasattr(jn, name)}
     assert expected.keys() == verbs | {"moments", "merge"}

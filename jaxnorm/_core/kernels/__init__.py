@@ -11,7 +11,7 @@ from jaxtyping import Array
 from jaxnorm._core.kernels.arithmetic import WIDEST
 from jaxnorm._core.kernels.platforms import chosen
 from jaxnorm._core.kernels.rows import Rows, standardize_rows
-from jaxnorm._core.standardize import Coefficients
+from jaxnorm._core.standardize import Coefficients, Output
 
 _DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 
@@ -48,7 +48,7 @@ def _varying_axes(v: Array, x: Array, lead: int) -> int | None:
 
 
 def normalize_rows(
-    axes: tuple[int, ...], x: Array, coefficients: Coefficients, *, centered: bool, dtype: Any, named: bool
+    axes: tuple[int, ...], x: Array, coefficients: Coefficients, *, centered: bool, output: Output, named: bool
 ) -> Array:
     """y = (x − μ) · scale / √(σ² + ε) + bias over the last axes, by kernels where the platform has them."""
     lead = x.ndim - len(axes)
@@ -63,7 +63,7 @@ def normalize_rows(
 
     epsilon = jnp.broadcast_to(epsilon.astype(jnp.float32), (*x.shape[:first], 1))
     flat, *vectors = _alike(flat, *map(laid_out, vectors), epsilon)
-    rows = Rows(centered, jnp.dtype(dtype), named, scale is not None, bias is not None)
+    rows = Rows(centered, jnp.dtype(output.dtype), named, scale is not None, bias is not None, output.scale_offset)
     return standardize_rows(rows, flat, *vectors).reshape(x.shape)
 
 

@@ -60,7 +60,7 @@ def _operands(rows: Any, args: Sequence[Array]) -> tuple[Any, ...]:
     x, scale, bias, epsilon = rows.unpack(args)
     count = math.prod(epsilon.shape[:-1])
     cut = x.reshape(count, -1, x.shape[-1])
-    return cut, *(_segments(v, count) for v in (scale, bias, epsilon))
+    return cut, *(_segments(v, count) for v in (rows.factor(scale), bias, epsilon))
 
 
 def forward(module: ModuleType, *args: Array, rows: Any) -> Array:

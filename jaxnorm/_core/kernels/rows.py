@@ -24,6 +24,7 @@ from jaxnorm._core.barriers import Copy, barrier_copy
 from jaxnorm._core.kernels import platforms
 from jaxnorm._core.kernels.arithmetic import inverse_root
 from jaxnorm._core.kernels.operation import operation, transposed
+from jaxnorm._core.numerics import with_offset
 from jaxnorm._core.tangents import nonzero_tangent
 
 
@@ -37,6 +38,12 @@ class Rows(NamedTuple):
     """Whether the kernel was asked for by name: where there is none, that is an error."""
     scaled: bool = True
     biased: bool = True
+    scale_offset: float = 0.0
+
+    def factor(self, scale: Array | None) -> Any:
+        """The factor of x̂: γ as it is, which a kernel widens, or with the offset in float32."""
+        offset = self.scale_offset
+        return with_offset(scale, offset, jnp.float32) if scale is not None and offset else scale
 
     def unpack(self, args: Sequence[Any]) -> tuple[Any, Any, Any, Any]:
         """The arguments, None for a scale or bias that is not there."""
@@ -80,7 +87,7 @@ def _value(*args: Array, rows: Rows) -> Array:
     """y of rows, by the formula."""
     x, scale, bias, epsilon = rows.unpack(args)
     y = _normal(x, *_moments(rows, x, epsilon))
-    y = y if scale is None else y * _per_row(scale, x)
+    y = y if scale is None else y * _per_row(rows.factor(scale), x)
     return (y if bias is None else y + _per_row(bias, x)).astype(rows.dtype)
 
 
@@ -106,7 +113,7 @@ def _tangent(*args: Array, rows: Rows, nonzero: tuple[bool, ...]) -> Array:
     if dx is not None:
         dx = dx.astype(jnp.float32)
         dx = _projected(normal, r, dx, *_projection(rows, normal, dx))
-        dy += dx if scale is None else dx * _per_row(scale, x)
+        dy += dx if scale is None else dx * _per_row(rows.factor(scale), x)
     if dscale is not None:
         dy += normal * _per_row(dscale, x)
     return (dy if dbias is None else dy + _per_row(dbias, x)).astype(rows.dtype)
@@ -116,7 +123,7 @@ def _cotangent(*args: Array, rows: Rows, nonzero: tuple[bool, ...]) -> list[Arra
     """dx, dγ and dβ of nonzero tangents, linear in the cotangent of y, which comes last; dγ and dβ in float32."""
     *primals, g = args
     x, scale, _, epsilon = rows.unpack(primals)
-    weight = None if scale is None else _per_row(scale, x)
+    weight = _per_row(rows.factor(scale), x)
 
     def scaled(g: Array) -> Array:
         return g if weight is None else g * weight
