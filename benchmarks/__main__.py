@@ -55,10 +55,30 @@ def _again(*arguments, environment=None):
 
 @app.command()
 def step(out: Out = Path("results"), rounds: Annotated[int, typer.Option(min=2, help="Rounds.")] = 9) -> None:
-    """Whole programs: a training step of a ResNet-18, a grid of configurations, compiling fifty norms."""
+    """Whole programs: a training step of a ResNet-18, a grid of configurations."""
     from benchmarks import tables
 
     tables.step(out, rounds)
+
+
+@app.command()
+def compiling(
+    out: Out = Path("results"),
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds.")] = 3,
+    everywhere: Annotated[bool, typer.Option(help="For TPU v6e and H100, too: ahead of time, on this CPU.")] = False,
+) -> None:
+    """Time to trace, to lower and to compile networks of many norms, beside Flax."""
+    from benchmarks.compiled import environment
+
+    if everywhere and (python := environment()):
+        given = ["--out", str(out), "--rounds", str(rounds), "--everywhere"]
+        raise typer.Exit(subprocess.run([python, "-m", "benchmarks", "compiling", *given]).returncode)
+    if everywhere:
+        import benchmarks.targets  # noqa: F401 (its settings are read when jax starts)
+    from benchmarks import tables
+    from benchmarks.compiling import TARGETS
+
+    tables.compiling(out, TARGETS if everywhere else TARGETS[:1], rounds)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Whole programs: a training step of a ResNet-18, a grid of configurations, and what it takes to compile many norms."""
+"""Whole programs: a training step of a ResNet-18, and a grid of configurations."""
 
 import time
 from functools import partial
@@ -14,7 +14,6 @@ from benchmarks.timing import race, waiting
 
 BATCH = 64
 GRID = 256
-DEPTH = 50
 
 BATCH_NORMS = {
     "jaxnorm": jn.linen.BatchNorm,
@@ -89,33 +88,3 @@ def grid(rounds):
         },
         rounds,
     )
-
-
-class _Deep(nn.Module):
-    norm: type
-
-    @nn.compact
-    def __call__(self, x):
-        for _ in range(DEPTH):
-            x = nn.relu(self.norm(use_running_average=False)(nn.Dense(64)(x)))
-        return x
-
-
-def compiling(rounds):
-    """Seconds to trace and compile the gradient of a model with fifty norms, the least of several."""
-    x, table = jnp.ones((32, 64)), {}
-    for _ in range(rounds):
-        for name, norm in BATCH_NORMS.items():
-            jax.clear_caches()
-            model = _Deep(norm)
-            variables = jax.eval_shape(model.init, jax.random.key(0), x)
-
-            def loss(params, stats, x, model=model):
-                y, new = model.apply({"params": params, "batch_stats": stats}, x, mutable=["batch_stats"])
-                return y.sum(), new
-
-            args = variables["params"], variables["batch_stats"], x
-            lowered, traced = _seconds(lambda loss=loss, args=args: jax.jit(jax.grad(loss, has_aux=True)).lower(*args))
-            _, compiled = _seconds(lowered.compile)
-            table.setdefault(name, []).append((traced, compiled))
-    return {name: {"tracing": min(t for t, _ in v), "compiling": min(c for _, c in v)} for name, v in table.items()}

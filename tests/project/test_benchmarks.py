@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from benchmarks import device_tables, hlo, memory
 from benchmarks.__main__ import app
 from benchmarks.cases import CASES, Case
+from benchmarks.compiling import STAGES
 from benchmarks.libraries import installed
 
 pytestmark = pytest.mark.once
@@ -34,6 +35,14 @@ def test_speed(tmp_path):
     assert set(installed()) | {"floor"} <= set(row["both"]["ratios"])
     assert row["both"]["ratios"]["flax"] == 1
     assert (tmp_path / "speed-default.png").stat().st_size > 10_000
+
+
+def test_compiling(tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.compiling.DEPTH", 2)
+    run("compiling", "--rounds", "1", "--out", str(tmp_path))
+    rows = json.loads((tmp_path / "compiling.json").read_text())["compiling"]
+    assert [(row["norm"], row["target"]) for row in rows] == [(n, "cpu") for n in ("batch", "layer", "group", "RMS")]
+    assert all(row[library][stage] > 0 for row in rows for library in ("jaxnorm", "flax") for stage in STAGES)
 
 
 def test_memory(tmp_path):
