@@ -1,5 +1,6 @@
 """Messages about arguments of verbs that do not fit their data."""
 
+import inspect
 import math
 from collections.abc import Callable, Hashable, Sequence
 from functools import wraps
@@ -17,17 +18,22 @@ from jaxnorm._core.reduction import Reduction
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_ELSEWHERE = {"eps": "epsilon", "num_groups": "groups", "mask": "where", "weight": "scale", "decay": "momentum"}
+_ELSEWHERE = {
+    "eps": "epsilon", "num_groups": "groups", "mask": "where", "weight": "scale", "decay": "momentum",
+    "dtype": "param_dtype",
+}  # fmt: skip
 """What arguments are called in other libraries, and here."""
 
 
 def in_other_words(call: Callable[P, R]) -> Callable[P, R]:
     """The function, which says what its arguments are called where another library's names are given."""
+    parameters = inspect.signature(call).parameters
+    others = {theirs: ours for theirs, ours in _ELSEWHERE.items() if ours in parameters and theirs not in parameters}
 
     @wraps(call)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         if kwargs:
-            for theirs, ours in _ELSEWHERE.items():
+            for theirs, ours in others.items():
                 if theirs in kwargs:
                     who = call.__qualname__.removesuffix(".__init__")
                     raise TypeError(f"{who} got an unexpected keyword argument {theirs!r}. Did you mean {ours}=?")

@@ -238,6 +238,7 @@ class Norm(Frozen):
         verb = type(self)._tracking if self._tracks else type(self)._verb
         return {name: getattr(self, name) for name in _keywords(verb) if name in (*self._numbers, *self._static)}
 
+    @_checks.in_other_words
     def init(self, features: Axes, param_dtype: DTypeLike | None = None) -> tuple[Affine, Any]:
         """Parameters (scale 1 − `scale_offset`, bias 0) and state, by shape alone.
 

@@ -128,6 +128,7 @@ class BatchInstanceNorm(Norm):
     def _tracks(self) -> bool:
         return True
 
+    @_checks.in_other_words
     def init(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, features: Axes, param_dtype: DTypeLike | None = None
     ) -> tuple[GatedAffine, Any]:
@@ -209,6 +210,7 @@ class GroupNorm(Norm):
     epsilon: ArrayLike = leaf(default=1e-5)
     axis_name: Names | None = None
 
+    @_checks.in_other_words
     def init(self, features: Axes, param_dtype: DTypeLike | None = None) -> tuple[Affine, None]:
         """Parameters (scale 1 − `scale_offset`, bias 0); the groups must divide the channels."""
         (channels,) = _checks.normalized_shape(self, self._axes, features)

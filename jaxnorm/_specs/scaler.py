@@ -61,6 +61,7 @@ class FeatureScaler(Frozen):
         if self.kind not in _KINDS:
             raise ValueError(f"FeatureScaler: kind={self.kind!r} is none of {_KINDS}.")
 
+    @_checks.in_other_words
     def init(self, features: Axes, param_dtype: DTypeLike | None = None) -> tuple[None, Moments]:
         """No parameters, and the state of a scaler that has seen nothing.
 

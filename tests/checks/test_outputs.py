@@ -18,6 +18,10 @@ REFUSED = {
     ),
     "dtype of a spec": (lambda: jn.BatchNorm(dtype=int), "BatchNorm: dtype=int64 is not floating point"),
     "dtype of a scaler": (lambda: jn.FeatureScaler(dtype="int8"), "FeatureScaler: dtype=int8 is not floating point"),
+    "dtype of parameters": (
+        lambda: jn.GroupNorm(groups=2).init(4, dtype="bfloat16"),
+        "GroupNorm.init got an unexpected keyword argument 'dtype'. Did you mean param_dtype=?",
+    ),
     "traced offset": (
         lambda: jax.jit(lambda o: jn.layer_norm(X, scale_offset=o))(1.0),
         "layer_norm: scale_offset is traced, but it is a part of the program",
