@@ -125,8 +125,14 @@ def _value(output: Output, data: Observations, stats: Statistics, coefficients: 
     scale, bias, epsilon = coefficients
     wide = wide_dtype(data.x)
     a = _inverse_std(stats.pivot, stats.var + epsilon).astype(wide)
-    a = a if scale is None else a * with_offset(scale, output.scale_offset, wide)
-    y = _deviation(Copy.VALUE, data, stats) * a
+    e = _deviation(Copy.VALUE, data, stats)
+    if scale is None:
+        y = e * a
+    else:
+        s = with_offset(scale, output.scale_offset, wide)
+        # In this order, XLA for GPUs keeps a row of RMS norm in registers also with a bfloat16 scale: two passes, not
+        # three. With a mean it does anyway.
+        y = e * a * s if stats.pivot is None else e * (a * s)
     return narrow(y if bias is None else y + bias.astype(wide), data.where, output.dtype)
 
 

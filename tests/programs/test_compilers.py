@@ -53,6 +53,19 @@ def test_passes_over_the_data(target, kind, dtype):
         assert program.temporary_units < (2.1 if (target, kind) == ("v6e", "batch") else 0.05)
 
 
+@needs("h100")
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("verb", [jn.layer_norm, jn.rms_norm])
+def test_rows_stay_in_registers_with_a_narrow_scale(verb, dtype, offset):
+    """One kernel reads x and writes y."""
+    from benchmarks.targets import program
+
+    x, scale = jax.ShapeDtypeStruct((8192, 4096), dtype), jax.ShapeDtypeStruct((4096,), "bfloat16")
+    found = program("h100", lambda x, s: verb(x, s, scale_offset=offset, implementation="xla"), (x, scale))
+    assert found.units <= 2.01
+
+
 @needs("v6e")
 def test_between_convolutions_no_more_than_flax():
     case, kernel = compiled.BLOCKS[0]
