@@ -43,6 +43,6 @@ def _next_base(cls: type) -> type:
 
 def _by_name(cls: type) -> list[inspect.Parameter]:
     """The parameters that a class and `WithScaleOffset` take by name alone, in their constructors."""
-    constructors = {vars(base)["__init__"] for base in (cls, WithScaleOffset) if "__init__" in vars(base)}
+    constructors = [vars(base)["__init__"] for base in (WithScaleOffset, cls) if "__init__" in vars(base)]
     parameters = [p for init in constructors for p in inspect.signature(init).parameters.values()]
     return [p for p in parameters if p.kind is p.KEYWORD_ONLY]
