@@ -12,6 +12,7 @@ from jaxnorm._specs.scaler import FeatureScaler
 from jaxnorm._state.accumulate import accumulate, commit, merge_running
 from jaxnorm._state.moments import merge, moments
 from jaxnorm._state.recalibrate import recalibrate
+from jaxnorm._state.update import update_running
 from jaxnorm._types import Accumulating, Affine, GatedAffine, Moments, Recalibrating, RunningStats
 
 if _TYPE_CHECKING:
@@ -22,7 +23,7 @@ __all__ = [
     "Accumulating", "Affine", "BatchInstanceNorm", "BatchNorm", "FeatureScaler", "GatedAffine", "GroupNorm",
     "Identity", "InstanceNorm", "LayerNorm", "Moments", "RMSNorm", "Recalibrating", "RunningStats", "Spec",
     "accumulate", "batch_norm", "commit", "group_norm", "instance_norm", "layer_norm", "leaf", "linen", "merge",
-    "merge_running", "moments", "nnx", "recalibrate", "rms_norm",
+    "merge_running", "moments", "nnx", "recalibrate", "rms_norm", "update_running",
 ]  # fmt: skip
 
 

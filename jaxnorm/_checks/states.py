@@ -56,6 +56,19 @@ def running(state: Any, x: Array, axes: Sequence[int], train: bool, momentum: An
         )
 
 
+def same_channels(state: Any, moments: Any, who: str) -> None:
+    """Raises unless these are a state and moments of the same channels."""
+    if not isinstance(state, RunningState):
+        raise TypeError(f"{who}: state is a {type(state).__name__}, not RunningStats.")
+    if not isinstance(moments, Moments):
+        raise TypeError(f"{who}: moments is a {type(moments).__name__}, not Moments: jaxnorm.moments(x, axis).")
+    if jnp.shape(moments.mean) != jnp.shape(state.mean):
+        raise ValueError(
+            f"{who}: moments.mean has shape {jnp.shape(moments.mean)} and state.mean has shape "
+            f"{jnp.shape(state.mean)}. Take moments of each channel, over all other axes, without keepdims."
+        )
+
+
 def several(given: Sequence[Any], axis: Any, who: str) -> None:
     """Raises unless there is something to merge, and one way to say what."""
     if not given:

@@ -64,7 +64,13 @@ def as_moments(stats: Statistics, dtype: Any = None) -> Moments:
     return Moments(count, mean, m2, jnp.zeros_like(count), residual, jnp.zeros_like(m2))
 
 
-def with_residuals(moments: Moments) -> Moments:
+def as_statistics(moments: FullMoments) -> Statistics:
+    """Moments as statistics: the other way of `as_moments`, but that the variance of no data is 0."""
+    n, m2 = moments.count + moments.count_residual, moments.m2 + moments.m2_residual
+    return Statistics(n, moments.mean, moments.mean_residual, m2 * reciprocal(n))
+
+
+def with_residuals(moments: Moments) -> FullMoments:
     """Moments whose residuals are numbers, 0 for None."""
     count, mean, m2 = (jnp.asarray(v) for v in moments[:3])
     numbers = zip((count, mean, m2), moments[3:6], strict=True)
@@ -75,8 +81,7 @@ def with_residuals(moments: Moments) -> Moments:
 
 def merge_over_devices(reduction: Reduction, moments: FullMoments) -> Moments:
     """Moments of a stack of parts, and of those on other devices, in one collective."""
-    n, m2 = moments.count + moments.count_residual, moments.m2 + moments.m2_residual
-    whole = as_moments(pooled(reduction, Statistics(n, moments.mean, moments.mean_residual, m2 * reciprocal(n))))
+    whole = as_moments(pooled(reduction, as_statistics(moments)))
     if moments.min is None:
         return whole
     return whole._replace(min=_least(reduction, moments.min), max=-_least(reduction, -moments.max))
