@@ -8,7 +8,8 @@ RUN := $(VENV)/bin
 demo: $(VENV)/demo
 	$(RUN)/python -m jaxnorm $(ARGS)
 
-# Time beside other libraries, and whole programs. Further: make bench BENCH=accuracy (or memory, step, compiling, compiled, device).
+# Time beside other libraries, and whole programs. Further: make bench BENCH=accuracy
+# (or memory, step, compiling, compiled, device).
 BENCH ?= speed
 bench: $(VENV)/bench
 	$(RUN)/python -m benchmarks $(BENCH) $(ARGS)
