@@ -26,21 +26,21 @@ LIBRARIES = {"flax": nn, "jaxnorm": jn.linen}
 
 
 class Deep(nn.Module):
-    """Fifty times a small product, a norm and an activation."""
+    """Many times a small product, a norm and an activation."""
 
     norm: partial
+    depth: int
 
     @nn.compact
     def __call__(self, x):
-        for _ in range(DEPTH):
+        for _ in range(self.depth):
             x = nn.relu(self.norm()(nn.Dense(FEATURES)(x)))
         return x
 
 
-def gradient(kind, library):
+def gradient(norm, shape, depth):
     """The gradient of such a network, which also gives its new running statistics; and its arguments, as shapes."""
-    name, options, shape = NORMS[kind]
-    model = Deep(partial(getattr(LIBRARIES[library], name), **options))
+    model = Deep(norm, depth)
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), x)
     params, rest = variables["params"], {k: v for k, v in variables.items() if k != "params"}
@@ -55,7 +55,8 @@ def gradient(kind, library):
 def measure(kind, library, sharding=None):
     """Seconds for each stage, with nothing in the caches, and instructions of the lowered program."""
     jax.clear_caches()
-    f, args = gradient(kind, library)
+    name, options, shape = NORMS[kind]
+    f, args = gradient(partial(getattr(LIBRARIES[library], name), **options), shape, DEPTH)
     f = jax.jit(f) if sharding is None else jax.jit(f, in_shardings=sharding)
     times = [time.perf_counter()]
     traced = f.trace(*args)

@@ -201,6 +201,11 @@ def number(value: Any, x: Array, who: str, name: str, most: float = math.inf) ->
     return value.astype(real_dtype(x))
 
 
+def momentum(value: Any, x: Array, who: str) -> Array | None:
+    """The weight of the old value, between 0 and 1, or None."""
+    return None if value is None else number(value, x, who, "momentum", most=1)
+
+
 def ddof(value: Any, who: str) -> None:
     """Raises unless ddof, which is taken off the number of data for the running variance, is an int of at least 0."""
     if not _whole(value, 0):

@@ -91,7 +91,7 @@ def normalize_tracking(
     x, output = data_and_output(x, dtype, scale_offset, who)
     _checks.running(state, x, feature_axes, train, momentum, who)
     _checks.ddof(ddof, who)
-    momentum = None if momentum is None else _checks.number(momentum, x, who, "momentum", most=1)
+    momentum = _checks.momentum(momentum, x, who)
     data, coefficients = observations_and_coefficients(x, feature_axes, scale, bias, epsilon, where, who)
     if train and state is not None and not reduction.axis_names:
         _checks.unbiased(data.where, reduction.axes, x, ddof, who)

@@ -132,7 +132,9 @@ class Frozen:
             value = _checks.several_axes(getattr(self, name))
             value = value.item() if isinstance(value, np.integer | np.bool_) else value
             object.__setattr__(self, name, value)
-        _checks.channel_axis(getattr(self, "channel_axis", -1), type(self).__name__)
+        who = type(self).__name__
+        _checks.channel_axis(getattr(self, "channel_axis", -1), who)
+        object.__setattr__(self, "dtype", _checks.dtype(getattr(self, "dtype", None), who))
 
     def _leaves(self) -> tuple[str, ...]:
         """The numbers that mean something: a vmap over a spec maps all of them."""
@@ -219,9 +221,7 @@ class Norm(Frozen):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        who = type(self).__name__
-        object.__setattr__(self, "scale_offset", _checks.scale_offset(self.scale_offset, who))
-        object.__setattr__(self, "dtype", _checks.dtype(self.dtype, who))
+        object.__setattr__(self, "scale_offset", _checks.scale_offset(self.scale_offset, type(self).__name__))
 
     @property
     def _tracks(self) -> bool:

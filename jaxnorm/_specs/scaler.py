@@ -57,7 +57,6 @@ class FeatureScaler(Frozen):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "dtype", _checks.dtype(self.dtype, "FeatureScaler"))
         if self.kind not in _KINDS:
             raise ValueError(f"FeatureScaler: kind={self.kind!r} is none of {_KINDS}.")
 

@@ -49,5 +49,4 @@ def update_running(
     stats = lax.stop_gradient(as_statistics(with_residuals(moments)))
     mean = stats.pivot
     _checks.running(state, mean, range(mean.ndim), True, momentum, who)
-    momentum = None if momentum is None else _checks.number(momentum, mean, who, "momentum", most=1)
-    return advance(state, stats, momentum, ddof)
+    return advance(state, stats, _checks.momentum(momentum, mean, who), ddof)

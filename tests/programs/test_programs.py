@@ -1,5 +1,7 @@
 """Compiled programs for a CPU, counted: passes over the data and temporaries; exports; roundings. No timings."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from platforms import PLATFORMS
 import jaxnorm as jn
 from benchmarks import hlo
 from benchmarks.cases import Case
+from benchmarks.compiling import gradient
 from benchmarks.libraries import ours
 from benchmarks.speed import with_vjp
 
@@ -107,23 +110,8 @@ DROP_INS = {
 
 def counts(library, name):
     """Equations of the gradient of a network with eight norms, and instructions as lowered for each platform."""
-
-    class Net(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            for _ in range(8):
-                x = nn.relu(getattr(library, name)(**DROP_INS[name])(nn.Dense(16)(x)))
-            return x
-
-    net, x = Net(), jnp.ones((8, 4, 4, 16))
-    variables = jax.eval_shape(net.init, jax.random.key(0), x)
-    params, others = variables["params"], {key: v for key, v in variables.items() if key != "params"}
-
-    def loss(params, others, x):
-        y, new = net.apply({"params": params, **others}, x, mutable=list(others))
-        return y.sum(), new
-
-    traced = jax.jit(jax.grad(loss, has_aux=True)).trace(params, others, x)
+    f, args = gradient(partial(getattr(library, name), **DROP_INS[name]), (8, 4, 4, 16), depth=8)
+    traced = jax.jit(f).trace(*args)
     lowered = [traced.lower(lowering_platforms=(platform,)).as_text() for platform in PLATFORMS]
     return len(traced.jaxpr.eqns), *(program.count(" = ") for program in lowered)
 
