@@ -4,6 +4,7 @@ These are programs, not timings: nothing is run on a device.
 """
 
 import dataclasses
+import itertools
 import subprocess
 import sys
 from functools import partial
@@ -21,20 +22,24 @@ from benchmarks.libraries import LIBRARIES
 from benchmarks.libraries import rows as rows_by
 from benchmarks.speed import with_vjp
 
-NAMES = ("jaxnorm", "flax", "flax stable")
+NAMES = ("jaxnorm", "jaxnorm pallas", "flax", "flax stable")
 TARGETS = ("v5e", "v6e", "v5p", "h100")
+NETWORKS = ("v6e", "h100")
+"""Those for which a norm is counted with what is around it, too."""
 
 _IMAGES, _ROWS = (256, 56, 56, 64), (8192, 4096)
 ALONE = [
     *(Case(kind, _IMAGES, dtype) for kind in ("batch", "instance", "group") for dtype in ("float32", "bfloat16")),
     *(Case(kind, _ROWS, dtype) for kind in ("layer", "rms") for dtype in ("float32", "bfloat16")),
 ]
-"""Larger than the memory on a chip."""
+"""Larger than the memory on a chip, but for rows in bfloat16 on a v6e."""
+ROWS = [case for case in ALONE if case.kind in ("layer", "rms")]
 
 BLOCKS = [
     (Case("batch", (256, 28, 28, 128), "bfloat16"), 1),
     (Case("batch", (256, 56, 56, 64), "bfloat16"), 1),
     (Case("batch", (256, 14, 14, 256), "bfloat16"), 3),
+    (Case("group", (256, 32, 32, 256), "bfloat16"), 3),
     (Case("layer", _ROWS, "bfloat16"), None),
 ]
 """A case between two convolutions of a kernel size, or between two matrix products."""
@@ -70,19 +75,29 @@ def shapes(case):
     return x, (x, vector, None if case.kind == "rms" else vector, vector, vector)
 
 
+def has(library, case):
+    """Whether a library has a norm: ours by the kernel that is named are for rows."""
+    return library != "jaxnorm pallas" or case.kind in ("layer", "rms")
+
+
+def _norm(library, case):
+    return rows_by(case, "pallas") if library == "jaxnorm pallas" else LIBRARIES[library](case)
+
+
 def alone(case, library, target):
     """Forward, and forward with backward."""
     from benchmarks.targets import program
 
-    apply, (g, args) = LIBRARIES[library](case), shapes(case)
+    apply, (g, args) = _norm(library, case), shapes(case)
     return program(target, apply, args), program(target, with_vjp(apply), (g, *args))
 
 
 def block(case, kernel, library, target):
-    """conv → norm → relu → conv, or product + residual → norm → product."""
+    """conv → norm → relu (silu for group norm) → conv, or product + residual → norm → gelu of a product."""
     from benchmarks.targets import program
 
-    norm, c = LIBRARIES[library](case), case.channels
+    norm, c = _norm(library, case), case.channels
+    activation = jax.nn.silu if case.kind == "group" else jax.nn.relu
     x, (_, *vectors) = shapes(case)
     weight = jax.ShapeDtypeStruct((c, c) if kernel is None else (kernel, kernel, c, c), case.dtype)
 
@@ -91,7 +106,7 @@ def block(case, kernel, library, target):
 
     def images(x, w1, w2, scale, bias, *state):
         y, new = norm(conv(x, w1), scale, bias, *state)
-        return conv(jax.nn.relu(y), w2), new
+        return conv(activation(y), w2), new
 
     def rows(x, w1, w2, scale, bias, *state):
         residual = x + x @ w1
@@ -124,12 +139,27 @@ def sharded(how, library, target, devices):
     )
 
 
-def kernels(case, target):
-    """Rows by kernels, by name: forward, and forward with backward."""
+def residual(case, library, target):
+    """h = x + residual and y = norm(h), both wanted; forward, and with backward."""
     from benchmarks.targets import program
 
-    apply, (g, args) = rows_by(case, "pallas"), shapes(case)
-    return program(target, apply, args), program(target, with_vjp(apply), (g, *args))
+    x, (_, scale, bias, *_) = shapes(case)
+    verb = jn.add_rms_norm if case.kind == "rms" else jn.add_layer_norm
+
+    def apply(x, residual, scale, bias=None):
+        if library.startswith("jaxnorm"):
+            return verb(x, residual, scale, bias, implementation="pallas" if library == "jaxnorm pallas" else None)
+        h = x + residual
+        return LIBRARIES[library](case)(h, scale, bias, None, None)[0].astype(x.dtype), h
+
+    def both(x, residual, gs, scale, bias=None):
+        # The residual's cotangent is that of x.
+        results, pull = jax.vjp(lambda x, *vectors: apply(x, residual, *vectors), x, scale, bias)
+        results, gs = jax.lax.optimization_barrier((results, gs))
+        return results, pull(gs)
+
+    vectors = [scale] if bias is None else [scale, bias]
+    return program(target, apply, (x, x, *vectors)), program(target, both, (x, x, (x, x), *vectors))
 
 
 def sharded_rows(how, target):
@@ -160,24 +190,25 @@ def measure(done):
         records.append(row)
         done(f"{target}: {what}, {library}")
 
-    for target in TARGETS:
-        for library in NAMES:
-            for case in ALONE:
-                record("alone", case.name, target, library, alone(case, library, target))
-            if target in ("v6e", "h100"):
-                for case, kernel in BLOCKS:
-                    between = "products" if kernel is None else f"convolutions of size {kernel}"
-                    record(
-                        "block", f"{case.name} between {between}", target, library, block(case, kernel, library, target)
-                    )
-    for target, devices in SHARDED:
-        for library in NAMES:
-            for how in HOW:
-                what = f"batch over {devices} devices, {how}"
-                record("collectives", what, target, library, sharded(how, library, target, devices))
+    for table, name, target, library, pair in programs():
+        record(table, name, target, library, pair())
     return records
 
 
 def programs():
-    """How many measurements there are."""
-    return len(NAMES) * (len(TARGETS) * len(ALONE) + 2 * len(BLOCKS) + len(SHARDED) * len(HOW))
+    """All pairs of programs, forward and with backward, to be compiled: table, name, target, library, and how."""
+    for target, library in itertools.product(TARGETS, NAMES):
+        for case in ALONE:
+            if has(library, case):
+                yield "alone", case.name, target, library, partial(alone, case, library, target)
+        for case in ROWS if target in NETWORKS else ():
+            yield "residual", f"residual + {case.name}", target, library, partial(residual, case, library, target)
+        for case, kernel in BLOCKS if target in NETWORKS else ():
+            between = "products" if kernel is None else f"convolutions of size {kernel}"
+            if has(library, case):
+                name = f"{case.name} between {between}"
+                yield "block", name, target, library, partial(block, case, kernel, library, target)
+    for (target, devices), library, how in itertools.product(SHARDED, NAMES, HOW):
+        if library != "jaxnorm pallas":
+            name = f"batch over {devices} devices, {how}"
+            yield "collectives", name, target, library, partial(sharded, how, library, target, devices)

@@ -162,7 +162,7 @@ def compiled(out):
     from benchmarks import compiled as measure
 
     console = report.console()
-    with _progress(console, measure.programs()) as done:
+    with _progress(console, sum(1 for _ in measure.programs())) as done:
         records = measure.measure(done)
     rows = {}
     for r in records:
@@ -172,7 +172,8 @@ def compiled(out):
             cell += f"; {_count(forward)} / {_count(both)}, {both['collective_bytes']} B"
         rows.setdefault((r["table"], r["target"], r["what"]), {})[r["library"]] = cell
     lines = [
-        [what, target, *(cells[name] for name in measure.NAMES)] for (_, target, what), cells in sorted(rows.items())
+        [what, target, *(cells.get(name, "") for name in measure.NAMES)]
+        for (_, target, what), cells in sorted(rows.items())
     ]
     columns = ["program", "target", *measure.NAMES]
     note = (

@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from jax import export as _export
 
-from jaxnorm._functional import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
+from jaxnorm._functional import (
+    add_layer_norm,
+    add_rms_norm,
+    batch_norm,
+    group_norm,
+    instance_norm,
+    layer_norm,
+    rms_norm,
+)
 from jaxnorm._specs.base import Spec, leaf
 from jaxnorm._specs.norms import BatchInstanceNorm, BatchNorm, GroupNorm, Identity, InstanceNorm, LayerNorm, RMSNorm
 from jaxnorm._specs.scaler import FeatureScaler
@@ -22,8 +30,9 @@ __version__ = "0.1.0"
 __all__ = [
     "Accumulating", "Affine", "BatchInstanceNorm", "BatchNorm", "FeatureScaler", "GatedAffine", "GroupNorm",
     "Identity", "InstanceNorm", "LayerNorm", "Moments", "RMSNorm", "Recalibrating", "RunningStats", "Spec",
-    "accumulate", "batch_norm", "commit", "group_norm", "instance_norm", "layer_norm", "leaf", "linen", "merge",
-    "merge_running", "moments", "nnx", "recalibrate", "rms_norm", "update_running",
+    "accumulate", "add_layer_norm", "add_rms_norm", "batch_norm", "commit", "group_norm", "instance_norm",
+    "layer_norm", "leaf", "linen", "merge", "merge_running", "moments", "nnx", "recalibrate", "rms_norm",
+    "update_running",
 ]  # fmt: skip
 
 

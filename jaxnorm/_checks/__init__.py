@@ -17,6 +17,7 @@ from jaxnorm._checks.arguments import (
     names,
     number,
     positions,
+    residual,
     several_axes,
     unbiased,
     virtual_batch_size,
@@ -43,7 +44,7 @@ __all__ = [
     "affine", "averages", "axes", "axis", "channel_axis", "data", "ddof", "divides", "dtype", "fits_norm",
     "fits_scaler", "flag", "given_twice", "ignored_flag", "implementation", "in_other_words", "key", "mode",
     "momentum", "names", "normalized_shape", "number", "ordered", "output_dtype", "param_dtype", "parts", "positions",
-    "reject_nnx_variables", "require_data", "require_stats", "running", "same_channels", "same_features",
+    "reject_nnx_variables", "require_data", "require_stats", "residual", "running", "same_channels", "same_features",
     "scale_offset", "several", "several_axes", "shares", "spec", "stateless", "train", "unbiased",
     "virtual_batch_size", "weights", "where", "without_kernels",
 ]  # fmt: skip

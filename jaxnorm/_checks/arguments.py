@@ -56,6 +56,19 @@ def data(x: Any, who: str) -> Array:
     return x
 
 
+def residual(value: Any, x: Array, who: str) -> Array:
+    """The residual as an array of floating point numbers, of the shape of `x`."""
+    value = jnp.asarray(value)
+    if not jnp.issubdtype(value.dtype, jnp.inexact):
+        raise TypeError(f"{who}: residual has dtype {value.dtype}. Convert it: residual.astype(jnp.float32).")
+    if value.shape != x.shape:
+        raise ValueError(
+            f"{who}: residual has shape {value.shape}, and x has shape {x.shape}. A residual is added to x element by "
+            f"element, and the sum is a result: give both one shape, by jnp.broadcast_to."
+        )
+    return value
+
+
 def _whole(value: Any, least: float = -math.inf) -> bool:
     """Whether a value is an int of at least so much."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)

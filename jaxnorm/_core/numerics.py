@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
@@ -24,6 +25,12 @@ def real_dtype(x: Array) -> Any:
 def widest(*dtypes: Any) -> Any:
     """The widest of several dtypes of one kind."""
     return max(dtypes, key=lambda dtype: dtype.itemsize)
+
+
+def dtype_of_sum(x: Array, residual: Array) -> Any:
+    """The dtype that holds both: also where JAX is strict, as a float32 stream beside bfloat16 data is meant."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(x.dtype, residual.dtype)
 
 
 def at_most(size: Any, limit: int) -> bool:

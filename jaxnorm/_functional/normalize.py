@@ -51,9 +51,30 @@ def normalize(
     if not in_rows:
         _checks.without_kernels(implementation, who)
     elif _by_kernels(reduction, data, coefficients, output.dtype, implementation, who):
-        options = {"centered": reduction.centered, "output": output, "named": implementation == "pallas"}
-        return kernels.normalize_rows(reduction.axes, x, coefficients, **options)
+        return _by_rows(reduction, data, None, coefficients, output, named=implementation == "pallas")[0]
     return standardize_by_own_stats(reduction, output, False, data, None, coefficients)[0]
+
+
+def normalize_sum_by_kernels(
+    x: Array, residual: Array, reduction: Reduction, scale: Any, bias: Any, *, epsilon: ArrayLike, where: Any,
+    who: str, scale_offset: float, dtype: Any,
+) -> tuple[Array, Array]:  # fmt: skip
+    """y and h = x + residual, in one kernel."""
+    output = Output(dtype, _checks.scale_offset(scale_offset, who))
+    data, coefficients = observations_and_coefficients(x, reduction.axes, scale, bias, epsilon, where, who)
+    _by_kernels(reduction, data, coefficients, dtype, "pallas", who)
+    why = kernels.unserved(reduction.axes, residual, None, dtype, widest=kernels.WIDEST_SUM)
+    _checks.implementation("pallas", who, why and f"{why} (its residual)")
+    y, h = _by_rows(reduction, data, residual, coefficients, output, named=True)
+    return y, h
+
+
+def _by_rows(
+    reduction: Reduction, data: Observations, residual: Array | None, coefficients: Coefficients, output: Output,
+    *, named: bool,
+) -> list[Array]:  # fmt: skip
+    options = {"centered": reduction.centered, "output": output, "named": named}
+    return kernels.normalize_rows(reduction.axes, data.x, residual, coefficients, **options)
 
 
 def _by_kernels(

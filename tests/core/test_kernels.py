@@ -5,7 +5,6 @@ test_compilers.py.
 """
 
 import itertools
-from contextlib import contextmanager
 from functools import cache, partial
 
 import jax
@@ -14,49 +13,17 @@ import numpy as np
 import oracle
 import pytest
 from devices import mesh
-from jax.experimental import pallas as pl
+from interpreted import compiled, interpreted, value_and_pull
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
 import jaxnorm as jn
 from benchmarks import hlo
-from jaxnorm._core import kernels
-from jaxnorm._core.kernels import platforms
 
-# XLA for CPUs recomputes a reduction in two fusions, rounded differently: an interpreted kernel is none of its own.
-compiled = partial(jax.jit, compiler_options={"xla_disable_hlo_passes": "fusion,cpu-instruction-fusion"})
 SPECS = {"layer": jn.LayerNorm(), "rms": jn.RMSNorm(use_bias=True)}
 VERBS = {"layer": jn.layer_norm, "rms": jn.rms_norm}
 both = pytest.mark.parametrize("kind", VERBS)
-PLATFORMS = {"triton": "cuda", "mosaic": "tpu", "formula": None}
-module_of = platforms._module
-
-
-@contextmanager
-def interpreted(name):
-    """Rows go by kernels that are interpreted, or by the formula alone. Yields what to name the implementation."""
-    module = PLATFORMS[name] and module_of(PLATFORMS[name])
-    if PLATFORMS[name] and module is None:
-        pytest.skip(f"this JAX has no {name}")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(platforms, "_module", lambda platform: module)
-        patch.setattr(kernels, "chosen", lambda features: True)
-        patch.setattr(pl, "pallas_call", partial(pl.pallas_call, interpret=True))
-        # Small, for several blocks of few rows.
-        if name == "mosaic":
-            patch.setattr(module, "_BLOCK", 2**12)
-        if name == "triton":
-            patch.setattr(module, "_PROCESSORS", 1)
-        jax.clear_caches()
-        yield "pallas" if module else None
-    jax.clear_caches()
-
-
-@pytest.fixture(scope="module", params=PLATFORMS)
-def implementation(request):
-    with interpreted(request.param) as name:
-        yield name
 
 
 @pytest.fixture
@@ -75,16 +42,6 @@ def data(shape, mean=0.0, dtype=jnp.float32):
     x = (jax.random.normal(keys[0], shape) + mean).astype(dtype)
     scale, bias = (1 + jax.random.uniform(key, shape[-1:]) for key in keys[1:3])
     return x, scale, bias, jax.random.normal(keys[3], shape).astype(dtype)
-
-
-def value_and_pull(f):
-    """y and the cotangents of all arguments."""
-
-    def run(g, *args):
-        y, pull = jax.vjp(f, *args)
-        return y, pull(g)
-
-    return compiled(run)
 
 
 def exact(kind, x, scale, bias, g, epsilon=1e-5):

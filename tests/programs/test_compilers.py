@@ -3,6 +3,7 @@
 Runs where these compilers are installed: `make compilers`.
 """
 
+from functools import partial
 from importlib.util import find_spec
 
 import jax
@@ -13,6 +14,7 @@ import jaxnorm as jn
 from benchmarks import compiled
 from benchmarks.cases import Case
 from benchmarks.speed import with_vjp
+from jaxnorm._core.kernels import WIDEST_SUM
 
 CASES = {(case.kind, case.dtype): case for case in compiled.ALONE}
 # Passes over x, forward and with the backward pass. What a pilot reads is what exceeds whole numbers.
@@ -99,9 +101,21 @@ KERNELS = {"v5e": (2.01, 5.01), "v6e": (2.01, 5.01), "v5p": (2.01, 5.01), "h100"
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", ["layer", "rms"])
 def test_passes_of_kernels_for_rows(kind, dtype, target):
-    for program, most in zip(compiled.kernels(CASES[kind, dtype], target), KERNELS[target], strict=True):
+    for program, most in zip(
+        compiled.alone(CASES[kind, dtype], "jaxnorm pallas", target), KERNELS[target], strict=True
+    ):
         assert program.units <= most
         assert program.temporary_units < (0.3 if target == "h100" else 0.05)
+
+
+@pytest.mark.parametrize("target", [pytest.param(target, marks=needs(target)) for target in KERNELS])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+def test_passes_of_kernels_that_add_a_residual(kind, dtype, target):
+    """x, residual → y, h is four; h, g, the cotangent of h → dx is four more, and sums of dscale and dbias."""
+    most = 4.01, 8.27 if target == "h100" else 8.01
+    for program, units in zip(compiled.residual(CASES[kind, dtype], "jaxnorm pallas", target), most, strict=True):
+        assert program.units <= units
 
 
 @needs("v5e")
@@ -109,7 +123,30 @@ def test_passes_of_kernels_for_rows(kind, dtype, target):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_kernels_for_a_tpu_fit_into_its_memory(width, dtype):
     """Mosaic says so when it compiles. Rows beyond the backward kernel's features take the formula there."""
-    compiled.kernels(Case("layer", (3001, width), dtype), "v5e")
+    compiled.alone(Case("layer", (3001, width), dtype), "jaxnorm pallas", "v5e")
+    if width < 20000:
+        compiled.residual(Case("layer", (3001, width), dtype), "jaxnorm pallas", "v5e")
+
+
+@needs("v5e")
+def test_kernels_that_add_a_residual_fit_into_it_to_their_widest():
+    """A stream in float32 beside x in bfloat16 is the largest: rows are stored together by sixteens."""
+    x, residual, vector = (
+        jax.ShapeDtypeStruct(shape, dtype)
+        for shape, dtype in (
+            ((3001, WIDEST_SUM), "bfloat16"),
+            ((3001, WIDEST_SUM), "float32"),
+            ((WIDEST_SUM,), "float32"),
+        )
+    )
+
+    def both(cotangents, *args):
+        results, pull = jax.vjp(partial(jn.add_layer_norm, implementation="pallas"), *args)
+        return results, pull(cotangents)
+
+    from benchmarks.targets import program
+
+    program("v5e", both, ((x, residual), x, residual, vector, vector))
 
 
 @pytest.mark.parametrize("target", [pytest.param(target, marks=needs(target)) for target in ("v6e", "h100")])

@@ -77,12 +77,15 @@ def test_signatures():
     """The contract, argument by argument and default by default."""
     norm = "x, scale=None, bias=None, *, "
     output = ", scale_offset=0.0, dtype=None, implementation=None"
+    added = norm.replace("x, ", "x, residual, ", 1)
     expected = {
         "moments": "x, axis=None, *, where=None, axis_name=None, keepdims=False, extremes=False",
         "merge": "*parts, axis=None, axis_name=None",
         "instance_norm": norm + "channel_axis=-1, batch_axis=0, epsilon=1e-05, where=None, axis_name=None" + output,
         "layer_norm": norm + "axis=-1, epsilon=1e-05, where=None, axis_name=None" + output,
         "rms_norm": norm + "axis=-1, epsilon=1e-05, where=None, axis_name=None" + output,
+        "add_layer_norm": added + "axis=-1, epsilon=1e-05, where=None, axis_name=None" + output,
+        "add_rms_norm": added + "axis=-1, epsilon=1e-05, where=None, axis_name=None" + output,
         "group_norm": norm
         + "groups, channel_axis=-1, batch_axis=0, epsilon=1e-05, where=None, axis_name=None"
         + output,

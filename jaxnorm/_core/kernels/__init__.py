@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from jaxnorm._core.kernels.arithmetic import WIDEST
+from jaxnorm._core.kernels.arithmetic import WIDEST, WIDEST_SUM
 from jaxnorm._core.kernels.platforms import chosen
 from jaxnorm._core.kernels.rows import Rows, standardize_rows
 from jaxnorm._core.standardize import Coefficients, Output
@@ -16,7 +16,9 @@ from jaxnorm._core.standardize import Coefficients, Output
 _DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 
 
-def unserved(axes: tuple[int, ...], x: Array, where: Array | None, dtype: Any, *vectors: Array | None) -> str | None:
+def unserved(
+    axes: tuple[int, ...], x: Array, where: Array | None, dtype: Any, *vectors: Array | None, widest: int = WIDEST
+) -> str | None:
     """Why kernels can't normalize `x` over these axes, in words; None where they can."""
     lead = x.ndim - len(axes)
     if set(axes) != set(range(lead, x.ndim)):
@@ -27,8 +29,8 @@ def unserved(axes: tuple[int, ...], x: Array, where: Array | None, dtype: Any, *
         return f"is for float32, bfloat16 and float16, not {x.dtype} to {jnp.dtype(dtype)}"
     if not all(isinstance(n, int) for n in x.shape) or not x.size:
         return f"needs sizes that are known and not 0, and x has shape {x.shape}"
-    if math.prod(x.shape[lead:]) > WIDEST:
-        return f"holds {WIDEST} features of a row at most, and x has shape {x.shape}"
+    if math.prod(x.shape[lead:]) > widest:
+        return f"holds {widest} features of a row at most, and x has shape {x.shape}"
     if any(jax.typeof(x).sharding.spec):
         return "does not know meshes with explicit axes: use it within shard_map"
     for v in vectors:
@@ -48,23 +50,30 @@ def _varying_axes(v: Array, x: Array, lead: int) -> int | None:
 
 
 def normalize_rows(
-    axes: tuple[int, ...], x: Array, coefficients: Coefficients, *, centered: bool, output: Output, named: bool
-) -> Array:
-    """y = (x − μ) · scale / √(σ² + ε) + bias over the last axes, by kernels where the platform has them."""
+    axes: tuple[int, ...], x: Array, residual: Array | None, coefficients: Coefficients,
+    *, centered: bool, output: Output, named: bool,
+) -> list[Array]:  # fmt: skip
+    """y = (h − μ) · scale / √(σ² + ε) + bias over the last axes, by kernels where the platform has them.
+
+    h is x, or x + residual, which then is the second result.
+    """
     lead = x.ndim - len(axes)
     scale, bias, epsilon = coefficients
     vectors = [v for v in (scale, bias) if v is not None]
     first = max((_varying_axes(v, x, lead) or 0 for v in vectors), default=0)
-    flat = x.reshape(*x.shape[:lead], -1)
+    flat = [v.reshape(*x.shape[:lead], -1) for v in (x, residual) if v is not None]
 
     def laid_out(v: Array) -> Array:
         v = jnp.broadcast_to(v, (*x.shape[:first], *v.shape[first:lead], *x.shape[lead:]))
-        return v.reshape(*x.shape[:first], flat.shape[-1])
+        return v.reshape(*x.shape[:first], flat[0].shape[-1])
 
     epsilon = jnp.broadcast_to(epsilon.astype(jnp.float32), (*x.shape[:first], 1))
-    flat, *vectors = _alike(flat, *map(laid_out, vectors), epsilon)
-    rows = Rows(centered, jnp.dtype(output.dtype), named, scale is not None, bias is not None, output.scale_offset)
-    return standardize_rows(rows, flat, *vectors).reshape(x.shape)
+    args = _alike(*flat, *map(laid_out, vectors), epsilon)
+    rows = Rows(
+        centered, jnp.dtype(output.dtype), named,
+        scale is not None, bias is not None, output.scale_offset, residual is not None,
+    )  # fmt: skip
+    return [v.reshape(x.shape) for v in standardize_rows(rows, *args)]
 
 
 def _alike(*arrays: Array) -> tuple[Array, ...]:
@@ -78,4 +87,4 @@ def _alike(*arrays: Array) -> tuple[Array, ...]:
     return tuple(v if axes == most else v + zero.astype(v.dtype) for v, axes in zip(arrays, varying, strict=True))
 
 
-__all__ = ["Rows", "chosen", "normalize_rows", "standardize_rows", "unserved"]
+__all__ = ["WIDEST_SUM", "Rows", "chosen", "normalize_rows", "standardize_rows", "unserved"]

@@ -7,12 +7,17 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from jaxnorm._core.numerics import dtype_of_sum
+
 WIDEST = 2**16
 """Features of a row that kernels take.
 
 Beyond, a GPU's thread holds more numbers than it has registers; on a TPU, as few rows as are stored together are 2 or
 4 MiB then.
 """
+
+WIDEST_SUM = 2**14
+"""Features where a residual is added: a TPU's kernel holds four blocks then, and two of each."""
 
 
 def inverse_root(v: Array) -> Array:
@@ -34,6 +39,11 @@ def scaled(g: Array, scale: Array | None) -> Array:
     """γ g in float32."""
     g = g.astype(jnp.float32)
     return g if scale is None else g * scale
+
+
+def add(x: Array, residual: Array) -> Array:
+    """h = x + residual, in the dtype that holds both."""
+    return (x.astype(jnp.float32) + residual.astype(jnp.float32)).astype(dtype_of_sum(x, residual))
 
 
 def like(x: Array, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:

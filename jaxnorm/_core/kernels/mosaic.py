@@ -21,7 +21,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu
 from jaxtyping import Array, Float
 
-from jaxnorm._core.kernels.arithmetic import WIDEST, inverse_root, like, scaled, variance
+from jaxnorm._core.kernels.arithmetic import WIDEST, add, inverse_root, like, scaled, variance
+from jaxnorm._core.numerics import dtype_of_sum
 
 _LANES = 128
 _BLOCK = 2**18
@@ -65,23 +66,30 @@ def _float32(ref: Any) -> Array:
 
 
 def _forward(
-    x_ref: jax.Ref, scale_ref: jax.Ref | None, bias_ref: jax.Ref | None, epsilon_ref: jax.Ref, y_ref: jax.Ref,
-    *, centered: bool,
+    addend_refs: tuple[jax.Ref, jax.Ref | None], scale_ref: jax.Ref | None, bias_ref: jax.Ref | None,
+    epsilon_ref: jax.Ref, y_ref: jax.Ref, *h_refs: jax.Ref, centered: bool,
 ) -> None:  # fmt: skip
-    y, _ = _normal(*_deviation(x_ref[...], centered), epsilon_ref[...])
+    x_ref, residual_ref = addend_refs
+    h = x_ref[...]
+    if residual_ref is not None:
+        h = add(h, residual_ref[...])
+        h_refs[0][...] = h
+    y, _ = _normal(*_deviation(h, centered), epsilon_ref[...])
     y = y if scale_ref is None else y * _float32(scale_ref)
     y_ref[...] = (y if bias_ref is None else y + _float32(bias_ref)).astype(y_ref.dtype)
 
 
 def _backward(
-    x_ref: jax.Ref, scale_ref: jax.Ref | None, epsilon_ref: jax.Ref, g_ref: jax.Ref, dx_ref: jax.Ref,
-    *sum_refs: jax.Ref, rows: int, centered: bool,
+    x_ref: jax.Ref, scale_ref: jax.Ref | None, epsilon_ref: jax.Ref, cotangent_refs: tuple[jax.Ref, jax.Ref | None],
+    *result_refs: jax.Ref, rows: int, centered: bool,
 ) -> None:  # fmt: skip
+    (g_ref, direct_ref), (dx_ref, *sum_refs) = cotangent_refs, result_refs
     normal, r = _normal(*_deviation(x_ref[...], centered), epsilon_ref[...])
     g = _float32(g_ref)
     w = scaled(g, None if scale_ref is None else _float32(scale_ref))
     dx = w - normal * _mean(w * normal)
-    dx_ref[...] = (r * (dx - _mean(w) if centered else dx)).astype(dx_ref.dtype)
+    dx = r * (dx - _mean(w) if centered else dx)
+    dx_ref[...] = (dx if direct_ref is None else dx + _float32(direct_ref)).astype(dx_ref.dtype)
     here, j = x_ref.shape[0], pl.program_id(1)
     inside = None
     if rows % here:
@@ -105,20 +113,24 @@ def _spec(v: Any, size: int) -> pl.BlockSpec:
     return pl.BlockSpec((None, size if several else 1, v.shape[2]), lambda i, j: (i, j if several else 0, 0))
 
 
-def _call(
-    kernel: Callable[..., None], name: str, found: list[jax.ShapeDtypeStruct], x: Array, *args: Array | None
-) -> list[Array]:
-    """The results of a kernel, block by block of x; those beyond the first are sums over blocks."""
+def _call(kernel: Callable[..., None], name: str, found: list[jax.ShapeDtypeStruct], *args: Any) -> list[Array]:
+    """The results of a kernel of arrays and tuples of arrays, of which the very first is x, block by block of x.
+
+    Results that are not like x are sums over blocks.
+    """
+    x, *others = jax.tree.leaves(args)
     segments, rows, features = x.shape
-    size = block(rows, features, x.dtype)
-    values = [x, *(v if v is None or v.ndim == 3 else v[:, None] for v in args)]
+    like_x = [v for v in (x, *others, *found) if v.shape == x.shape]
+    size = block(rows, features, min((v.dtype for v in like_x), key=lambda dtype: dtype.itemsize))
+    sums = any(v.shape != x.shape for v in found)
+    values = jax.tree.map(lambda v: v if v.ndim == 3 else v[:, None], list(args))
     return pl.pallas_call(
         kernel,
         grid=(segments, pl.cdiv(rows, size)),
-        in_specs=[v if v is None else _spec(v, size) for v in values],
+        in_specs=jax.tree.map(lambda v: _spec(v, size), values),
         out_specs=[_spec(v, size) for v in found],
         out_shape=found,
-        compiler_params=tpu.CompilerParams(dimension_semantics=("parallel", "arbitrary" if found[1:] else "parallel")),
+        compiler_params=tpu.CompilerParams(dimension_semantics=("parallel", "arbitrary" if sums else "parallel")),
         name=name,
     )(*values)
 
@@ -130,16 +142,19 @@ def serves(features: int, backward: bool, dtypes: Collection[Any] = ()) -> bool:
 
 def forward(
     x: Float[Array, "segments rows features"],
+    residual: Float[Array, "segments rows features"] | None,
     scale: Float[Array, "segments features"] | None,
     bias: Float[Array, "segments features"] | None,
     epsilon: Float[Array, "segments 1"],
     *,
     centered: bool,
     dtype: Any,
-) -> Float[Array, "segments rows features"]:
-    """y of rows, in the given dtype."""
+) -> list[Array]:
+    """y of rows, in the given dtype, and x + residual where there is one."""
+    dtypes = [dtype] if residual is None else [dtype, dtype_of_sum(x, residual)]
     kernel = partial(_forward, centered=centered)
-    return _call(kernel, "jaxnorm_rows", [like(x, x.shape, dtype)], x, scale, bias, epsilon)[0]
+    results = [like(x, x.shape, d) for d in dtypes]
+    return _call(kernel, "jaxnorm_rows", results, (x, residual), scale, bias, epsilon)
 
 
 def backward(
@@ -147,13 +162,14 @@ def backward(
     scale: Float[Array, "segments features"] | None,
     epsilon: Float[Array, "segments 1"],
     g: Float[Array, "segments rows features"],
+    direct: Float[Array, "segments rows features"] | None,
     *,
     centered: bool,
     sums: int,
 ) -> tuple[Array, ...]:
-    """dx, and as many of dscale and dbias as `sums` says, of each segment."""
+    """dx, to which `direct` is added, and as many of dscale and dbias as `sums` says, of each segment."""
     segments, rows, features = x.shape
     kernel = partial(_backward, rows=rows, centered=centered)
     found = [like(x, x.shape, x.dtype), *[like(x, (segments, 1, features), jnp.float32)] * sums]
-    dx, *totals = _call(kernel, "jaxnorm_rows_transposed", found, x, scale, epsilon, g)
+    dx, *totals = _call(kernel, "jaxnorm_rows_transposed", found, x, scale, epsilon, (g, direct))
     return dx, *(v[:, 0] for v in totals)

@@ -51,7 +51,7 @@ class _Cut(NamedTuple):
         return NamedSharding(mesh, PartitionSpec(*(rows if like_x else rows[: self.lead]), None))
 
 
-def by_shards(run: Callable[..., Any], lead: int, outputs: tuple[bool, ...], several: bool, *args: Array) -> Any:
+def by_shards(run: Callable[..., list[Array]], lead: int, outputs: tuple[bool, ...], *args: Array) -> list[Array]:
     """`run` on each device's rows.
 
     Args of the shape of the first, x, are cut as that is, and vectors along their `lead` leading axes. `outputs` are
@@ -62,19 +62,16 @@ def by_shards(run: Callable[..., Any], lead: int, outputs: tuple[bool, ...], sev
     inputs = [cut.rule(cut.like_x(v), "c" if v.shape[-1] == cut.shape[-1] else "o") for v in args]
     sharding_rule = f"{', '.join(inputs)} -> {', '.join(cut.rule(like_x, 'c') for like_x in outputs)}"
 
-    def infer(mesh: Any, shapes: Any, _: Any) -> Any:
-        shardings = [cut.sharding(mesh, cut.rows(shapes[0]), like_x) for like_x in outputs]
-        return shardings if several else shardings[0]
+    def infer(mesh: Any, shapes: Any, _: Any) -> list[NamedSharding]:
+        return [cut.sharding(mesh, cut.rows(shapes[0]), like_x) for like_x in outputs]
 
     def partition(mesh: Any, shapes: Any, results: Any) -> tuple[Any, ...]:
         rows = cut.rows(shapes[0])
         of_inputs = tuple(cut.sharding(mesh, rows, cut.like_x(v)) for v in args)
         names = tuple(name for axis in rows[lead:] if axis for name in (axis if isinstance(axis, tuple) else (axis,)))
 
-        def lower(*args: Array) -> Any:
+        def lower(*args: Array) -> list[Array]:
             found = run(*args)
-            if not several:
-                return found
             sums = iter(lax.psum([v for v, like_x in zip(found, outputs, strict=True) if not like_x], names))
             return [v if like_x else next(sums) for v, like_x in zip(found, outputs, strict=True)]
 

@@ -63,30 +63,32 @@ def _operands(rows: Any, args: Sequence[Array]) -> tuple[Any, ...]:
     return cut, *(_segments(v, count) for v in (rows.factor(scale), bias, epsilon))
 
 
-def forward(module: ModuleType, *args: Array, rows: Any) -> Array:
-    """y by a kernel."""
-    x, scale, bias, epsilon = _operands(rows, args)
-    y = module.forward(x, scale, bias, epsilon, centered=rows.centered, dtype=rows.dtype)
-    return y.reshape(args[0].shape)
+def forward(module: ModuleType, *args: Array, rows: Any) -> list[Array]:
+    """y by a kernel, and h."""
+    x, residual, others = rows.split(args)
+    cut, *vectors = _operands(rows, (x, *others))
+    residual = residual if residual is None else residual.reshape(cut.shape)
+    found = module.forward(cut, residual, *vectors, centered=rows.centered, dtype=rows.dtype)
+    return [v.reshape(x.shape) for v in found]
 
 
 def backward(module: ModuleType, *args: Array, rows: Any, nonzero: tuple[bool, ...]) -> list[Array]:
     """dx, dγ and dβ by a kernel, those whose tangents are not zero."""
-    *primals, g = args
+    primals, *cotangents = rows.cotangents(args)
     x, scale, _, epsilon = _operands(rows, primals)
+    g, direct = (v if v is None else v.reshape(x.shape) for v in cotangents)
     sums = 2 if nonzero[2] else 1 if nonzero[1] else 0
-    dx, *found = module.backward(x, scale, epsilon, g.reshape(x.shape), centered=rows.centered, sums=sums)
+    dx, *found = module.backward(x, scale, epsilon, g, direct, centered=rows.centered, sums=sums)
     shape = *primals[-1].shape[:-1], x.shape[-1]
     found = [v.reshape(shape) for v, m in zip(found, nonzero[1:], strict=False) if m]
     return [dx.reshape(args[0].shape), *found] if nonzero[0] else found
 
 
 class _Lowering(NamedTuple):
-    """How an operation is lowered: its formula, its kernel if it has one, and whether results are a list."""
+    """How an operation is lowered: its formula, and its kernel if it has one."""
 
-    formula: Callable[..., Any]
-    kernel: Callable[..., Any] | None
-    several: bool
+    formula: Callable[..., list[Array]]
+    kernel: Callable[..., list[Array]] | None
 
     def module(self, platform: str, context: Any, named: bool) -> ModuleType | None:
         """The kernels that serve this operation on a platform; an error where kernels were named and none do."""
@@ -118,11 +120,11 @@ class _Lowering(NamedTuple):
         whole = run if rows.named else formula
         if getattr(context.module_context.lowering_parameters, "for_export", False):
             return self.lowered(whole, context, *values)
-        lead = context.avals_in[-2 if self.kernel is backward else -1].ndim - 1
-        results = params["nonzero"] if self.several else (True,)
-        like_x = tuple(i == 0 for i, nonzero in enumerate(results) if nonzero)
+        primals = rows.cotangents(context.avals_in)[0] if self.kernel is backward else context.avals_in
+        like_x = tuple(v.shape == context.avals_in[0].shape for v in context.avals_out)
         try:
-            return self.lowered(partial(by_shards, run, lead, like_x, self.several), context, *values)
+            # ε, the last of the primals, lies along the axes that vectors lie along.
+            return self.lowered(partial(by_shards, run, primals[-1].ndim - 1, like_x), context, *values)
         except AssertionError:
             # The devices are not known, as there was no way to ask for them: see `devices_known`.
             return self.lowered(whole, context, *values)
@@ -132,7 +134,7 @@ class _Lowering(NamedTuple):
         with warnings.catch_warnings():
             # Pallas' Triton backend is deprecated. Where it is gone, the formula takes its place.
             warnings.filterwarnings("ignore", message="The Pallas Triton backend", category=DeprecationWarning)
-            lowering = mlir.lower_fun(run, multiple_results=self.several)
+            lowering = mlir.lower_fun(run, multiple_results=True)
             try:
                 return lowering(context, *values)
             except RuntimeError as error:
@@ -145,10 +147,10 @@ class _Lowering(NamedTuple):
 
 
 def register(
-    operation: Primitive, formula: Callable[..., Any], kernel: Callable[..., Any] | None, several: bool
+    operation: Primitive, formula: Callable[..., list[Array]], kernel: Callable[..., list[Array]] | None
 ) -> None:
     """The lowerings of an operation: its kernel where there is one, else its formula, where no kernel was named."""
-    lowering = _Lowering(formula, kernel, several)
+    lowering = _Lowering(formula, kernel)
     if kernel is not None:
         devices_known(operation)
     mlir.register_lowering(operation, partial(lowering.lower, "cpu"))

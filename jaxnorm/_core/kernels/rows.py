@@ -7,8 +7,9 @@ those of the examples where each has a scale of its own. With r = 1/√(var + ε
     dy = γ r (dx − ⟨dx⟩ − x̂ ⟨x̂ dx⟩) + x̂ dγ + dβ
     dx = r (γ g − ⟨γ g⟩ − x̂ ⟨γ g x̂⟩)        dγ = Σ x̂ g        dβ = Σ g        g the cotangent of y
 
-RMS norm has no ⟨dx⟩ and no ⟨γ g⟩. The formulas are what every platform can do, and what further derivatives are of; a
-platform with a kernel has its own value and transpose. All of them keep x, γ and ε, and compute x̂ anew.
+RMS norm has no ⟨dx⟩ and no ⟨γ g⟩. With a residual, h = x + residual takes the place of x and is a result, too; its
+cotangent is added to dx. The formulas are what every platform can do, and what further derivatives are of; a
+platform with a kernel has its own value and transpose. All of them keep x or h, γ and ε, and compute x̂ anew.
 """
 
 from collections.abc import Sequence
@@ -22,10 +23,10 @@ from jaxtyping import Array
 
 from jaxnorm._core.barriers import Copy, barrier_copy
 from jaxnorm._core.kernels import platforms
-from jaxnorm._core.kernels.arithmetic import inverse_root
+from jaxnorm._core.kernels.arithmetic import add, inverse_root
 from jaxnorm._core.kernels.operation import operation, transposed
 from jaxnorm._core.numerics import with_offset
-from jaxnorm._core.tangents import nonzero_tangent
+from jaxnorm._core.tangents import nonzero_tangent, plus
 
 
 class Rows(NamedTuple):
@@ -39,17 +40,29 @@ class Rows(NamedTuple):
     scaled: bool = True
     biased: bool = True
     scale_offset: float = 0.0
+    added: bool = False
+    """Whether h = x + residual is normalized, and a result after y."""
 
     def factor(self, scale: Array | None) -> Any:
         """The factor of x̂: γ as it is, which a kernel widens, or with the offset in float32."""
         offset = self.scale_offset
         return with_offset(scale, offset, jnp.float32) if scale is not None and offset else scale
 
+    def split(self, args: Sequence[Any]) -> tuple[Any, Any, tuple[Any, ...]]:
+        """The value's x, the residual that is added to it, or None, and all other arguments."""
+        x, *others = args
+        return x, others.pop(0) if self.added else None, tuple(others)
+
     def unpack(self, args: Sequence[Any]) -> tuple[Any, Any, Any, Any]:
-        """The arguments, None for a scale or bias that is not there."""
+        """The x or h that is normalized, scale, bias and ε, None for a scale or bias that is not there."""
         x, *vectors, epsilon = args
         scale = vectors.pop(0) if self.scaled else None
         return x, scale, vectors.pop(0) if vectors else None, epsilon
+
+    def cotangents(self, args: Sequence[Any]) -> tuple[Sequence[Any], Any, Any]:
+        """The transpose's arguments: those that it keeps of the value, the cotangent of y, and that of h or None."""
+        *primals, g = args
+        return (primals[:-1], primals[-1], g) if self.added else (primals, g, None)
 
 
 def _per_row(v: Array | None, x: Array) -> Any:
@@ -83,12 +96,15 @@ def _normal(x: Array, pivot: Array | None, delta: Array | None, r: Array) -> Arr
     return (d if pivot is None or delta is None else (d - pivot) - delta) * r
 
 
-def _value(*args: Array, rows: Rows) -> Array:
-    """y of rows, by the formula."""
-    x, scale, bias, epsilon = rows.unpack(args)
-    y = _normal(x, *_moments(rows, x, epsilon))
-    y = y if scale is None else y * _per_row(rows.factor(scale), x)
-    return (y if bias is None else y + _per_row(bias, x)).astype(rows.dtype)
+def _value(*args: Array, rows: Rows) -> list[Array]:
+    """y of rows, by the formula; and h."""
+    x, residual, others = rows.split(args)
+    h = x if residual is None else add(x, residual)
+    _, scale, bias, epsilon = rows.unpack((h, *others))
+    y = _normal(h, *_moments(rows, h, epsilon))
+    y = y if scale is None else y * _per_row(rows.factor(scale), h)
+    y = (y if bias is None else y + _per_row(bias, h)).astype(rows.dtype)
+    return [y] if residual is None else [y, h]
 
 
 def _projection(rows: Rows, normal: Array, v: Array) -> tuple[Array, ...]:
@@ -102,8 +118,8 @@ def _projected(normal: Array, r: Array, v: Array, slope: Array, mean: Array | No
     return r * (v - off if mean is None else v - off - mean)
 
 
-def _tangent(*args: Array, rows: Rows, nonzero: tuple[bool, ...]) -> Array:
-    """dy, linear in those of dx, dγ and dβ that are not zero; they come last."""
+def _tangent(*args: Array, rows: Rows, nonzero: tuple[bool, ...]) -> list[Array]:
+    """dy, linear in those of dx, dγ and dβ that are not zero, which come last; and dx itself, where h is a result."""
     args, tangents = args[: len(args) - sum(nonzero)], iter(args[len(args) - sum(nonzero) :])
     x, scale, _, epsilon = rows.unpack(args)
     dx, dscale, dbias = (next(tangents) if m else None for m in nonzero)
@@ -111,17 +127,18 @@ def _tangent(*args: Array, rows: Rows, nonzero: tuple[bool, ...]) -> Array:
     normal = _normal(x, pivot, delta, r)
     dy = jnp.zeros(x.shape, jnp.float32)
     if dx is not None:
-        dx = dx.astype(jnp.float32)
-        dx = _projected(normal, r, dx, *_projection(rows, normal, dx))
-        dy += dx if scale is None else dx * _per_row(rows.factor(scale), x)
+        wide = dx.astype(jnp.float32)
+        wide = _projected(normal, r, wide, *_projection(rows, normal, wide))
+        dy += wide if scale is None else wide * _per_row(rows.factor(scale), x)
     if dscale is not None:
         dy += normal * _per_row(dscale, x)
-    return (dy if dbias is None else dy + _per_row(dbias, x)).astype(rows.dtype)
+    dy = (dy if dbias is None else dy + _per_row(dbias, x)).astype(rows.dtype)
+    return [dy] if dx is None or not rows.added else [dy, dx]
 
 
 def _cotangent(*args: Array, rows: Rows, nonzero: tuple[bool, ...]) -> list[Array]:
-    """dx, dγ and dβ of nonzero tangents, linear in the cotangent of y, which comes last; dγ and dβ in float32."""
-    *primals, g = args
+    """dx, dγ and dβ of nonzero tangents, linear in the cotangents of y and h, which come last; dγ and dβ in float32."""
+    primals, g, direct = rows.cotangents(args)
     x, scale, _, epsilon = rows.unpack(primals)
     weight = _per_row(rows.factor(scale), x)
 
@@ -131,7 +148,8 @@ def _cotangent(*args: Array, rows: Rows, nonzero: tuple[bool, ...]) -> list[Arra
     g = g.astype(jnp.float32)
     moments = _moments(rows, x, epsilon)
     normal = _normal(x, *moments)
-    dx = _projected(normal, moments[-1], scaled(g), *_projection(rows, normal, scaled(g))).astype(x.dtype)
+    dx = _projected(normal, moments[-1], scaled(g), *_projection(rows, normal, scaled(g)))
+    dx = (dx if direct is None else dx + direct.astype(jnp.float32)).astype(x.dtype)
     # Numbers of their own: else XLA for GPUs writes x̂ down, for the sums to read (12 passes instead of 8).
     normal = _normal(x, *lax.optimization_barrier(moments))
     rows_alike = tuple(range(epsilon.ndim - 1, x.ndim - 1))
@@ -139,33 +157,48 @@ def _cotangent(*args: Array, rows: Rows, nonzero: tuple[bool, ...]) -> list[Arra
     return [dx, *sums] if nonzero[0] else sums
 
 
-def _gradients(g: Array, *primals: Array, rows: Rows, nonzero: tuple[bool, ...]) -> list[Array]:
-    return _cotangent_p.bind(*primals, g, rows=rows, nonzero=nonzero)
+def _gradients(
+    cotangents: Sequence[Array | None], *primals: Array, rows: Rows, nonzero: tuple[bool, ...]
+) -> Sequence[Array | None]:
+    g, *direct = cotangents
+    if g is None:
+        return [*direct, *[None] * (sum(nonzero) - 1)]
+    direct = [v for v in direct if v is not None]
+    return _cotangent_p.bind(*primals, g, *direct, rows=rows._replace(added=bool(direct)), nonzero=nonzero)
 
 
 _value_p = operation("rows", _value, platforms.forward)
 _tangent_p = operation("rows_tangent", _tangent)
-_cotangent_p = operation("rows_cotangent", _cotangent, platforms.backward, several=True)
+_cotangent_p = operation("rows_cotangent", _cotangent, platforms.backward)
 transposed(_tangent_p, _gradients)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def standardize_rows(rows: Rows, *args: Array) -> Array:
-    """y of rows: x, the scale and the bias that there are, ε."""
+def standardize_rows(rows: Rows, *args: Array) -> list[Array]:
+    """y of rows: x, the residual, the scale and the bias that there are, ε; and h where a residual was added."""
     return _value_p.bind(*args, rows=rows)
 
 
 @partial(standardize_rows.defjvp, symbolic_zeros=True)
-def _standardize_rows_jvp(rows: Rows, primals: Any, tangents: Any) -> tuple[Array, Array]:
-    y = standardize_rows(rows, *primals)
-    *tangents, depsilon = map(nonzero_tangent, tangents)
-    dx, dscale, dbias, _ = rows.unpack([*tangents, None])
+def _standardize_rows_jvp(rows: Rows, primals: Any, tangents: Any) -> tuple[list[Array], list[Array]]:
+    y, *h = standardize_rows(rows, *primals)
+    x, _, others = rows.split(primals)
+    normalized = *(h or [x]), *others
+    dx, dresidual, (*dvectors, depsilon) = rows.split([*map(nonzero_tangent, tangents)])
+    if h:
+        dx = plus(*(t if t is None else t.astype(h[0].dtype) for t in (dx, dresidual)))
+    dx, dscale, dbias, _ = rows.unpack([dx, *dvectors, None])
     nonzero = tuple(t is not None for t in (dx, dscale, dbias))
-    dy = None
+    dy, dh = None, []
     if any(nonzero):
-        dy = _tangent_p.bind(*primals, *(t for t in (dx, dscale, dbias) if t is not None), rows=rows, nonzero=nonzero)
+        found = (t for t in (dx, dscale, dbias) if t is not None)
+        dy, *dh = _tangent_p.bind(*normalized, *found, rows=rows, nonzero=nonzero)
     if depsilon is not None:
-        *args, epsilon = primals
-        _, by_epsilon = jax.jvp(lambda epsilon: _value(*args, epsilon, rows=rows), (epsilon,), (depsilon,))
-        dy = by_epsilon if dy is None else dy + by_epsilon
-    return y, jnp.zeros_like(y) if dy is None else dy
+        dy = plus(dy, _by_epsilon(rows._replace(added=False), depsilon, *normalized))
+    zeros = map(jnp.zeros_like, h)
+    return [y, *h], [jnp.zeros_like(y) if dy is None else dy, *(dh or zeros)]
+
+
+def _by_epsilon(rows: Rows, depsilon: Array, *args: Array) -> Array:
+    *others, epsilon = args
+    return jax.jvp(lambda epsilon: _value(*others, epsilon, rows=rows)[0], (epsilon,), (depsilon,))[1]

@@ -17,7 +17,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
 
-from jaxnorm._core.kernels.arithmetic import WIDEST, inverse_root, like, scaled, variance
+from jaxnorm._core.kernels.arithmetic import WIDEST, add, inverse_root, like, scaled, variance
+from jaxnorm._core.numerics import dtype_of_sum
 
 # Multiprocessors of an H100 and an H200. With fewer or more of them the last wave of programs is not full, no more.
 _PROCESSORS = 132
@@ -116,12 +117,17 @@ def _mean(xs: list[Array], features: int) -> Array:
 
 
 def _forward(
-    x_ref: jax.Ref, scale_ref: jax.Ref | None, bias_ref: jax.Ref | None, epsilon_ref: jax.Ref, y_ref: jax.Ref,
-    *, cut: Tiling, centered: bool,
+    addend_refs: tuple[jax.Ref, jax.Ref | None], scale_ref: jax.Ref | None, bias_ref: jax.Ref | None,
+    epsilon_ref: jax.Ref, *result_refs: jax.Ref, cut: Tiling, centered: bool,
 ) -> None:  # fmt: skip
+    (x_ref, residual_ref), (y_ref, *h_refs) = addend_refs, result_refs
     features = x_ref.shape[1]
     tiles = _tiles(x_ref.shape, pl.program_id(1) * cut.block, cut)
     xs = [tile.load(x_ref) for tile in tiles]
+    if residual_ref is not None:
+        xs = [add(x, tile.load(residual_ref)) for tile, x in zip(tiles, xs, strict=True)]
+        for tile, h in zip(tiles, xs, strict=True):
+            tile.store(h_refs[0], h)
     pivot = _mean(xs, features) if centered else None
     deviations = (tile.deviation(x, pivot) for tile, x in zip(tiles, xs, strict=True))
     square, *delta = (v / features for v in _row_sums([d * d, d] if centered else [d * d] for d in deviations))
@@ -172,9 +178,10 @@ def _gradients(
 
 
 def _backward(
-    x_ref: jax.Ref, scale_ref: jax.Ref | None, epsilon_ref: jax.Ref, g_ref: jax.Ref, dx_ref: jax.Ref,
-    *sum_refs: jax.Ref, plan: _Plan,
+    x_ref: jax.Ref, scale_ref: jax.Ref | None, epsilon_ref: jax.Ref,
+    cotangent_refs: tuple[jax.Ref, jax.Ref | None], dx_ref: jax.Ref, *sum_refs: jax.Ref, plan: _Plan,
 ) -> None:  # fmt: skip
+    g_ref, direct_ref = cotangent_refs
     (rows, features), cut = x_ref.shape, plan.cut
     epsilon, start = epsilon_ref[0], pl.program_id(1) * plan.steps
     mine = jnp.minimum(plan.steps, pl.cdiv(rows, cut.block) - start)
@@ -192,7 +199,7 @@ def _backward(
         tiles, new = _tiles(x_ref.shape, (start + i) * cut.block, cut), []
         found = _gradients(tiles, block, scales, epsilon, plan.centered, features)
         for (tile, dx, terms), total in zip(found, totals, strict=True):
-            tile.store(dx_ref, dx)
+            tile.store(dx_ref, dx if direct_ref is None else dx + tile.load(direct_ref).astype(jnp.float32))
             new.append(tuple(a + b for a, b in zip(total, terms, strict=False)))
         return new, following
 
@@ -210,13 +217,13 @@ def _segment(*shape: int) -> pl.BlockSpec:
 
 
 def _call(
-    kernel: Callable[..., None], name: str, grid: tuple[int, int], cut: Tiling, results: list[Any], *args: Array | None
+    kernel: Callable[..., None], name: str, grid: tuple[int, int], cut: Tiling, results: list[Any], *args: Any
 ) -> list[Array]:
-    """The results of a kernel; each is given as its specification and its shape."""
+    """The results of a kernel, each given as its specification and its shape, of arrays and tuples of arrays."""
     return pl.pallas_call(
         kernel,
         grid=grid,
-        in_specs=[v if v is None else _segment(*v.shape[1:]) for v in args],
+        in_specs=jax.tree.map(lambda v: _segment(*v.shape[1:]), list(args)),
         out_specs=[spec for spec, _ in results],
         out_shape=[shape for _, shape in results],
         compiler_params=triton.CompilerParams(num_warps=cut.warps, num_stages=1),
@@ -231,21 +238,22 @@ def serves(features: int, backward: bool, dtypes: Collection[Any] = ()) -> bool:
 
 def forward(
     x: Float[Array, "segments rows features"],
+    residual: Float[Array, "segments rows features"] | None,
     scale: Float[Array, "segments features"] | None,
     bias: Float[Array, "segments features"] | None,
     epsilon: Float[Array, "segments 1"],
     *,
     centered: bool,
     dtype: Any,
-) -> Float[Array, "segments rows features"]:
-    """y of rows, in the given dtype."""
+) -> list[Array]:
+    """y of rows, in the given dtype, and x + residual where there is one."""
     cut = tiling(x.shape[2], backward=False)
+    dtypes = [dtype] if residual is None else [dtype, dtype_of_sum(x, residual)]
     kernel = partial(_forward, cut=cut, centered=centered)
     segments, rows, features = x.shape
-    result = _segment(rows, features), like(x, x.shape, dtype)
-    return _call(kernel, "jaxnorm_rows", (segments, pl.cdiv(rows, cut.block)), cut, [result], x, scale, bias, epsilon)[
-        0
-    ]
+    results = [(_segment(rows, features), like(x, x.shape, d)) for d in dtypes]
+    grid = segments, pl.cdiv(rows, cut.block)
+    return _call(kernel, "jaxnorm_rows", grid, cut, results, (x, residual), scale, bias, epsilon)
 
 
 def backward(
@@ -253,11 +261,12 @@ def backward(
     scale: Float[Array, "segments features"] | None,
     epsilon: Float[Array, "segments 1"],
     g: Float[Array, "segments rows features"],
+    direct: Float[Array, "segments rows features"] | None,
     *,
     centered: bool,
     sums: int,
 ) -> tuple[Array, ...]:
-    """dx, and as many of dscale and dbias as `sums` says, of each segment."""
+    """dx, to which `direct` is added, and as many of dscale and dbias as `sums` says, of each segment."""
     segments, rows, features = x.shape
     cut = tiling(features, backward=True)
     # So many programs in all: with as many for each of 64 segments, partial sums would be 4 of 9 passes over x.
@@ -268,5 +277,5 @@ def backward(
     one = pl.BlockSpec((None, None, features), lambda i, j: (i, j, 0))
     results = [(_segment(rows, features), like(x, x.shape, x.dtype)), *[(one, partial_sum)] * sums]
     grid = segments, programs
-    dx, *found = _call(kernel, "jaxnorm_rows_transposed", grid, cut, results, x, scale, epsilon, g)
+    dx, *found = _call(kernel, "jaxnorm_rows_transposed", grid, cut, results, x, scale, epsilon, (g, direct))
     return dx, *(v.sum(1) for v in found)
