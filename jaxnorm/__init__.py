@@ -15,6 +15,7 @@ from jaxnorm._functional import (
     rms_norm,
 )
 from jaxnorm._specs.base import Spec, leaf
+from jaxnorm._specs.frozen import FrozenNorm, freeze
 from jaxnorm._specs.norms import BatchInstanceNorm, BatchNorm, GroupNorm, Identity, InstanceNorm, LayerNorm, RMSNorm
 from jaxnorm._specs.scaler import FeatureScaler
 from jaxnorm._state.accumulate import accumulate, commit, merge_running
@@ -28,11 +29,11 @@ if _TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "Accumulating", "Affine", "BatchInstanceNorm", "BatchNorm", "FeatureScaler", "GatedAffine", "GroupNorm",
-    "Identity", "InstanceNorm", "LayerNorm", "Moments", "RMSNorm", "Recalibrating", "RunningStats", "Spec",
-    "accumulate", "add_layer_norm", "add_rms_norm", "batch_norm", "commit", "group_norm", "instance_norm",
-    "layer_norm", "leaf", "linen", "merge", "merge_running", "moments", "nnx", "recalibrate", "rms_norm",
-    "update_running",
+    "Accumulating", "Affine", "BatchInstanceNorm", "BatchNorm", "FeatureScaler", "FrozenNorm", "GatedAffine",
+    "GroupNorm", "Identity", "InstanceNorm", "LayerNorm", "Moments", "RMSNorm", "Recalibrating", "RunningStats",
+    "Spec", "accumulate", "add_layer_norm", "add_rms_norm", "batch_norm", "commit", "freeze", "group_norm",
+    "instance_norm", "layer_norm", "leaf", "linen", "merge", "merge_running", "moments", "nnx", "recalibrate",
+    "rms_norm", "update_running",
 ]  # fmt: skip
 
 

@@ -148,7 +148,8 @@ class Recalibrating(NamedTuple):
     mean, var = those of `seen`, once there are data
 
     `mean`, `var` and `weight_sum` are those of `RunningStats`, `seen` are `Moments` of the shape of `mean`. A norm with
-    such a state uses the statistics of the batch, in evaluation, too.
+    such a state uses the statistics of the batch, in evaluation, too. One that is frozen gives it back with None for
+    `seen`: data are not to replace its statistics.
 
     >>> params, state = jn.BatchNorm().init(1)
     >>> def step(state, x):

@@ -10,13 +10,11 @@ A mask that fits the first axes of `x` and its last ones alike is an error.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.core.scope import union_filters
 from flax.linen.initializers import Initializer
 from jaxtyping import Array, ArrayLike, DTypeLike
 
@@ -24,17 +22,14 @@ from jaxnorm import _checks
 from jaxnorm._annotations import Data, Result
 from jaxnorm._flax import layout
 from jaxnorm._flax.call import initial_scale, standardized, tracked
-from jaxnorm._flax.evaluate import eval_kwargs, model_arguments
 from jaxnorm._flax.layout import Layout
+from jaxnorm._flax.linen_models import frozen, recalibrate
 from jaxnorm._flax.linen_state import is_recalibrating, with_added, write
 from jaxnorm._specs.base import Spec
-from jaxnorm._state.recalibrate import recalibrate as recalibrate_by_steps
+from jaxnorm._specs.frozen import unsynced
 from jaxnorm._types import RunningStats, fields, with_given
 
-__all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "Norm", "RMSNorm", "recalibrate"]
-
-_OF_APPLY = ("rngs", "method", "capture_intermediates")
-"""What `recalibrate` passes to `model.apply`, and not to the model."""
+__all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "Norm", "RMSNorm", "frozen", "recalibrate"]
 
 
 def __dir__() -> list[str]:
@@ -94,10 +89,8 @@ class Norm(nn.Module):
         params, state = map(self._variables, initial, (self._parameter, self._statistic))
         params, state = with_given(params, scale=scale, bias=bias), with_added(self, state)
         if self.is_initializing():
-            # Mapped axes are not bound here, and there is nothing to learn about the data.
-            synced = getattr(self.spec, "axis_name", None) is not None
-            spec = dataclasses.replace(self.spec, axis_name=None) if synced else self.spec  # pyright: ignore
-            return spec.apply(params, state, x, train=False, where=where)[0]
+            # There is nothing to learn about the data here.
+            return unsynced(self.spec).apply(params, state, x, train=False, where=where)[0]
         y, new = self.spec.apply(params, state, x, train=train, where=where)
         if new is not state:
             write(self, new)
@@ -118,59 +111,6 @@ class Norm(nn.Module):
         return self.variable("batch_stats", name, lambda: initial).value
 
 
-def recalibrate(model: nn.Module, variables: Mapping[str, Any], batches: Iterable[Any], **kwargs) -> dict[str, Any]:
-    """Population statistics in the place of running averages, for all batch norms of a model.
-
-    mean = μ,    var = σ² n / (n − ddof),    of all data that each norm sees, merged over the batches
-
-    The model runs in evaluation, without dropout, unless it is told otherwise: its norms use the statistics of each
-    batch nevertheless. `jn.recalibrate` is the same for functions; use that to shard batches over named axes.
-
-    Args:
-        model: a module with norms of jaxnorm, `Norm` or `BatchNorm`, in it.
-        variables: its variables, with `batch_stats`; trained, or with averaged weights.
-        batches: any iterable of what the model takes, without labels: an array, a tuple of arguments by position, or a
-            mapping of keyword arguments, as `{"x": x, "mask": mask}`. Batches may be unequal, and arrays on several
-            devices. One alone is `[x]`: of an array, each entry along its first axis would be a batch.
-        kwargs: further ones for `model.apply`, as `method` or `mutable`, or for the model. A flag `train`, `training`,
-            `is_training` or `deterministic` of it, if it is required or a bool by default, is set to evaluation where
-            it is not given. Other variables stay as they are; what else is in `batch_stats` is written as in training.
-
-    Returns:
-        The variables, with new `batch_stats` of the same shapes. Channels without data keep theirs.
-
-    Raises:
-        ValueError: there are no batches; a norm saw no data, as one of flax.linen never does; or each batch had one
-            value per statistic. TypeError: a batch has more arguments than the model, one of them lands in a flag, or
-            the model requires more.
-
-    Paper: Ioffe & Szegedy 2015, "Batch Normalization", algorithm 2.
-
-    >>> model = jn.linen.Norm(jn.BatchNorm())
-    >>> batches = [jnp.array([[1.0], [3.0]]), jnp.array([[8.0]])]
-    >>> variables = model.init(jax.random.key(0), batches[0], train=False)
-    >>> print(jn.linen.recalibrate(model, variables, batches)["batch_stats"]["mean"])
-    [4.]
-    """
-    fixed = {name: value for name, value in variables.items() if name != "batch_stats"}
-    method = kwargs.get("method") or "__call__"
-    call = getattr(model, method) if isinstance(method, str) else partial(method, model)
-    # A filter of collections: these, and all that the model writes into. What it writes elsewhere is thrown away.
-    mutable = union_filters(kwargs.pop("mutable", False), "batch_stats")
-
-    def step(state: Any, inputs: Any) -> Any:
-        fixed, batch = inputs
-        args, given = model_arguments(batch, kwargs)
-        of_apply = {name: given.pop(name) for name in _OF_APPLY if name in given}
-        options = eval_kwargs(call, args, given) | of_apply
-        _, updates = model.apply({**fixed, "batch_stats": state}, *args, **options, mutable=mutable)
-        return updates["batch_stats"]
-
-    # Fixed variables are arguments of the step: what a compiled function closes over becomes constants of its program.
-    state = recalibrate_by_steps(step, variables.get("batch_stats", {}), ((fixed, batch) for batch in batches))
-    return {**variables, "batch_stats": state}
-
-
 class BatchNorm(nn.BatchNorm):
     """`flax.linen.BatchNorm`, accurate. Paper: Ioffe & Szegedy 2015.
 
@@ -189,13 +129,13 @@ class BatchNorm(nn.BatchNorm):
 
     @nn.compact
     def __call__(self, x: Array, use_running_average: bool | None = None, *, mask: Array | None = None) -> Array:
-        frozen = False
+        evaluate = False
         if is_recalibrating(self):
             _checks.ignored_flag(use_running_average, "BatchNorm", "use_running_average")
         else:
-            frozen = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
-            frozen = _checks.flag(frozen, "BatchNorm", "use_running_average")
-        alone = frozen or self.is_initializing()
+            evaluate = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
+            evaluate = _checks.flag(evaluate, "BatchNorm", "use_running_average")
+        alone = evaluate or self.is_initializing()
         norm_layout = layout.batch_norm(self, x, alone)
         dtype = jnp.float32 if self.force_float32_reductions else self.param_dtype
         shape = [x.shape[a] for a in norm_layout.feature_axes]
@@ -204,7 +144,7 @@ class BatchNorm(nn.BatchNorm):
         affine = _affine(self, x, norm_layout)
         state = with_added(self, RunningStats(mean.value, var.value))
         # As in Flax, gradients flow through new running statistics: all that they need is kept anyway.
-        y, state = tracked(self, x, norm_layout, affine, mask, state, train=not frozen, differentiable=True)
+        y, state = tracked(self, x, norm_layout, affine, mask, state, train=not evaluate, differentiable=True)
         if not alone:
             write(self, state)
         return y

@@ -5,7 +5,7 @@ The drop-ins are subclasses that replace `__call__`: arguments mean what they me
 `promote_dtype` does, and group norm takes data of any rank.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,16 +16,15 @@ from jaxnorm import _checks
 from jaxnorm._annotations import Axes, Data, Result
 from jaxnorm._flax import layout, nnx_state
 from jaxnorm._flax.call import standardized, tracked
-from jaxnorm._flax.evaluate import eval_kwargs, model_arguments
 from jaxnorm._flax.layout import Layout
 from jaxnorm._flax.nnx_init import WithScaleOffset
+from jaxnorm._flax.nnx_models import accumulate, commit, freeze, recalibrate, unfreeze
 from jaxnorm._specs.base import Spec
-from jaxnorm._state.recalibrate import recalibrate as recalibrate_by_steps
-from jaxnorm._state.running import begin_accumulating
-from jaxnorm._types import Affine, Recalibrating, RunningStats, plain, with_given
+from jaxnorm._types import Affine, Recalibrating, RunningStats, with_given
 
 __all__ = [
-    "BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "Norm", "RMSNorm", "accumulate", "commit", "recalibrate",
+    "BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "Norm", "RMSNorm", "accumulate", "commit", "freeze",
+    "recalibrate", "unfreeze",
 ]  # fmt: skip
 
 
@@ -98,7 +97,7 @@ class Norm(nnx.Module):
             train = True
         else:
             train = _checks.mode(train, use_running_average, who)
-            train = not nnx_state.is_frozen(self, None if train is None else not train)
+            train = not nnx_state.evaluates(self, None if train is None else not train)
         y, new = self.spec.apply(params, state, x, train=train, where=where)
         if new is not state:
             nnx_state.store(self, new)
@@ -133,16 +132,16 @@ class BatchNorm(WithScaleOffset, nnx.BatchNorm):
         self.ddof = ddof
 
     def __call__(self, x: Array, use_running_average: bool | None = None, *, mask: Array | None = None) -> Array:
-        state, frozen = nnx_state.read_state(self), False
+        state, evaluate = nnx_state.read_state(self), self.frozen is not None
         if isinstance(state, Recalibrating):
             _checks.ignored_flag(use_running_average, "BatchNorm", "use_running_average")
-        else:
-            frozen = nnx_state.is_frozen(self, use_running_average)
-        values = nnx_state.read(self, ("mean", "var", "scale", "bias"))
+        elif not evaluate:
+            evaluate = nnx_state.evaluates(self, use_running_average)
+        values = *nnx_state.read(self, ("mean", "var")), *nnx_state.read_affine(self)
         # What was averaged over many batches is not rounded.
         x, _, _, *affine = self.promote_dtype((x, *values), dtype=self.dtype)
-        y, state = tracked(self, x, layout.batch_norm(self, x, frozen), affine, mask, state, train=not frozen)
-        if not frozen:
+        y, state = tracked(self, x, layout.batch_norm(self, x, evaluate), affine, mask, state, train=not evaluate)
+        if not evaluate:
             nnx_state.store(self, state)
         return y
 
@@ -203,95 +202,6 @@ class InstanceNorm(WithScaleOffset, nnx.InstanceNorm):
         return _standardized(self, layout.instance_norm, x, mask)
 
 
-def accumulate(model: nnx.Module, start: ArrayLike = True) -> None:
-    """Running statistics of a model to which the batches from here on are parts of one, in place: `jn.accumulate`.
-
-    mean ← m · mean + (1 − m) · μ,    var ← m · var + (1 − m) · σ²,    with μ and σ² of all parts, merged
-
-    Args:
-        model: a module with norms of jaxnorm, `Norm` or `BatchNorm`, in it. They get variables `before` and `seen`.
-        start: whether a whole batch begins here; it may be traced.
-
-    Shapes and dtypes stay what they are.
-
-    Paper: Chan, Golub & LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
-
-    >>> norm = jn.nnx.BatchNorm(1, momentum=0.9, rngs=nnx.Rngs(0))
-    >>> jn.nnx.accumulate(norm)
-    >>> ys = [norm(part) for part in (jnp.array([[1.0], [3.0]]), jnp.array([[8.0]]))]
-    >>> jn.nnx.commit(norm)
-    >>> print(norm.mean[...].round(3))  # as of one batch of three
-    [0.4]
-    """
-    nnx_state.store_all(
-        model, {path: begin_accumulating(state, start) for path, state in nnx_state.read_all(model).items()}
-    )
-
-
-def commit(model: nnx.Module) -> None:
-    """Running statistics of a model after the parts that `accumulate` took as one, in place: `jn.commit`.
-
-    accumulate, then commit = nothing done
-
-    Args:
-        model: as for `accumulate`. Shapes and dtypes stay what they are.
-
-    >>> norm = jn.nnx.Norm(jn.BatchNorm(), 1)
-    >>> jn.nnx.accumulate(norm)
-    >>> jn.nnx.commit(norm)
-    """
-    nnx_state.store_all(model, {path: plain(state) for path, state in nnx_state.read_all(model).items()})
-
-
-def recalibrate(model: nnx.Module, batches: Iterable[Any], **kwargs) -> None:
-    """Population statistics in the place of running averages, for all batch norms of a model, in place.
-
-    mean = μ,    var = σ² n / (n − ddof),    of all data that each norm sees, merged over the batches
-
-    The model runs in evaluation, without dropout: its norms use the statistics of each batch nevertheless.
-    `jn.recalibrate` is the same for functions; use that to shard batches over named axes.
-
-    Args:
-        model: a module with norms of jaxnorm, `Norm` or `BatchNorm`, in it; trained, or with averaged weights.
-        batches: any iterable of what the model takes, without labels: an array, a tuple of arguments by position, or a
-            mapping of keyword arguments, as `{"x": x, "mask": mask}`. Batches may be unequal, and arrays on several
-            devices. One alone is `[x]`: of an array, each entry along its first axis would be a batch.
-        kwargs: further ones for the model. A flag `train`, `training`, `is_training` or `deterministic` of it, if it is
-            required or a bool by default, is set to evaluation where it is not given.
-
-    Shapes and dtypes stay what they are, and so does all else in the model; all of it, where something is raised.
-
-    Raises:
-        ValueError: there are no batches or no batch norms of jaxnorm; a norm saw no data, as one of flax.nnx never
-            does; or each batch had one value per statistic. TypeError: a batch has more arguments than the model, one
-            of them lands in a flag, or the model requires more.
-
-    Paper: Ioffe & Szegedy 2015, "Batch Normalization", algorithm 2.
-
-    >>> norm = jn.nnx.BatchNorm(1, rngs=nnx.Rngs(0))
-    >>> jn.nnx.recalibrate(norm, [jnp.array([[1.0], [3.0]]), jnp.array([[8.0]])])
-    >>> print(norm.mean[...])
-    [4.]
-    """
-    evaluating = nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False)
-    graph, variables = nnx.split(evaluating)
-
-    def step(stats: Any, inputs: Any) -> Any:
-        variables, batch = inputs
-        net = nnx.merge(graph, variables)
-        nnx_state.store_all(net, stats)
-        args, kwargs_ = model_arguments(batch, kwargs)
-        net(*args, **eval_kwargs(net.__call__, args, kwargs_))
-        return stats | nnx_state.read_all(net)
-
-    if stats := nnx_state.read_all(model):
-        # Beside ours, no data come to Flax's own norms: an error says so.
-        stats |= nnx_state.stats_of_flax(model)
-    # The variables are arguments of the step: what a compiled function closes over becomes constants of its program.
-    nnx_state.store_all(model, recalibrate_by_steps(step, stats, ((variables, batch) for batch in batches)))
-
-
 def _standardized(module: Any, layout_of: Callable[..., Layout], x: Array, mask: Array | None) -> Array:
-    values = nnx_state.read(module, ("scale", "bias") if hasattr(module, "bias") else ("scale",))
-    x, *affine = module.promote_dtype((x, *values), dtype=module.dtype)
+    x, *affine = module.promote_dtype((x, *nnx_state.read_affine(module)), dtype=module.dtype)
     return standardized(module, x, layout_of(module, x, False), (*affine, None)[:2], mask)

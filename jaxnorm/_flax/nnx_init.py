@@ -2,7 +2,7 @@
 
 import inspect
 from functools import wraps
-from typing import Any
+from typing import Any, Literal
 
 from jax.nn.initializers import ones
 
@@ -11,7 +11,12 @@ from jaxnorm._flax.call import initial_scale
 
 
 class WithScaleOffset:
-    """The constructor of the base that comes next, one of Flax, which also takes `scale_offset`."""
+    """The constructor of the base that comes next, one of Flax, which also takes `scale_offset`.
+
+    `frozen`: what `freeze` has frozen in a module, if anything.
+    """
+
+    frozen: Literal["statistics", "all"] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -8,11 +8,15 @@ from typing import Any
 
 from flax import nnx
 from flax.errors import TraceContextError
+from jax import lax
 
 from jaxnorm import _checks
 from jaxnorm._annotations import Axes
+from jaxnorm._specs.frozen import FrozenNorm
 from jaxnorm._state.tree import has_stats
 from jaxnorm._types import ADDED, RunningStats, fields, running_of
+
+_FLAX = nnx.BatchNorm, nnx.LayerNorm, nnx.RMSNorm, nnx.GroupNorm, nnx.InstanceNorm
 
 
 def static_sizes(features: Axes) -> int | tuple[int, ...]:
@@ -43,6 +47,12 @@ def read(module: nnx.Module, names: Sequence[str]) -> list[Any]:
     return [None if v is None else v[...] for v in (getattr(module, name, None) for name in names)]
 
 
+def read_affine(module: Any) -> list[Any]:
+    """The scale of a drop-in, and the bias if it can have one; without a derivative where they are frozen."""
+    values = read(module, ("scale", "bias") if hasattr(module, "bias") else ("scale",))
+    return lax.stop_gradient(values) if module.frozen == "all" else values
+
+
 def read_params(module: Any) -> Any:
     """The parameters of a module, of the kind that it has."""
     return _read_tree(module, module._kinds[0])
@@ -56,8 +66,9 @@ def read_state(module: Any) -> Any:
 
 
 def read_all(model: nnx.Module) -> dict[str, Any]:
-    """The running statistics of all norms of jaxnorm in a model, by their path."""
-    states = ((path, read_state(module)) for path, module in _modules(model) if hasattr(module, "_kinds"))
+    """The running statistics of all norms of jaxnorm in a model that are not frozen, by their path."""
+    norms = ((path, m) for path, m in _modules(model) if hasattr(m, "_kinds") and not is_frozen(m))
+    states = ((path, read_state(module)) for path, module in norms)
     return {path: state for path, state in states if has_stats(state)}
 
 
@@ -72,6 +83,11 @@ def stats_of_flax(model: nnx.Module) -> dict[str, RunningStats]:
     """The running statistics of Flax's own batch norms in a model, by their path."""
     theirs = ((path, m) for path, m in _modules(model) if isinstance(m, nnx.BatchNorm) and not hasattr(m, "_kinds"))
     return {path: RunningStats(*read(m, ("mean", "var"))) for path, m in theirs}
+
+
+def is_norm(module: Any) -> bool:
+    """Whether a module is a norm, one of jaxnorm or of Flax."""
+    return hasattr(module, "_kinds") or isinstance(module, _FLAX)
 
 
 def _modules(model: nnx.Module) -> Iterator[tuple[str, Any]]:
@@ -100,10 +116,15 @@ def store(module: nnx.Module, state: Any) -> None:
             setattr(module, name, nnx.BatchStat(value))
 
 
-def is_frozen(module: Any, use_running_average: bool | None) -> bool:
+def evaluates(module: Any, use_running_average: bool | None) -> bool:
     """Whether a module uses running averages, as it is told in the call, or else was told before."""
-    frozen = module.use_running_average if use_running_average is None else use_running_average
-    return _checks.flag(frozen, type(module).__name__, "use_running_average")
+    told = module.use_running_average if use_running_average is None else use_running_average
+    return _checks.flag(told, type(module).__name__, "use_running_average")
+
+
+def is_frozen(module: Any) -> bool:
+    """Whether the statistics of a norm of jaxnorm stay as they are."""
+    return isinstance(getattr(module, "spec", None), FrozenNorm) or getattr(module, "frozen", None) is not None
 
 
 def _set(variable: nnx.Variable, value: Any) -> None:

@@ -114,7 +114,7 @@ def _make_pytree(cls: Any) -> None:
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, eq_default=False, field_specifiers=(leaf,))
-class Frozen:
+class Value:
     """A spec, whatever it normalizes, is a value: to compare, to hash and to put into a program.
 
     A subclass is one by being defined, a user's, too: its annotated fields are structure, and `jn.leaf` ones numbers.
@@ -203,7 +203,7 @@ def _keywords(verb: Callable[..., Any]) -> list[str]:
     return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("train", "where")]
 
 
-class Norm(Frozen):
+class Norm(Value):
     """A norm has a scale and a bias over some axes, and one call.
 
     Static: whether there are a scale and a bias; and of the verb `scale_offset`, `dtype` and `implementation`.

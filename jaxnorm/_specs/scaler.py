@@ -12,14 +12,14 @@ from jaxnorm._annotations import Axes, Data, Names, Result
 from jaxnorm._core.numerics import deviation, included, narrow, wide_dtype, widest
 from jaxnorm._core.reduction import Reduction, all_but
 from jaxnorm._core.sharding import place_like, reshard_as
-from jaxnorm._specs.base import Frozen
+from jaxnorm._specs.base import Value
 from jaxnorm._state.stream import feature_moments, merge_pair, with_residuals
 from jaxnorm._types import Moments
 
 _KINDS = ("standard", "minmax")
 
 
-class FeatureScaler(Frozen):
+class FeatureScaler(Value):
     """Input features on one scale, by exact statistics of all data seen.
 
     "standard":    y = (x − μ) / σ    "minmax":    y = (x − min) / (max − min)
