@@ -18,7 +18,8 @@ class FrozenNorm(Value):
     y = γ (x − μ) / √(σ² + ε) + β,    μ and σ² running statistics, which stay as they are
 
     Leaves: those of the norm in it, `spec`. `trained` is static: whether gradients reach scale and bias. What else it
-    is asked for, `epsilon` or `channel_axis`, is that of the norm. Raises what the norm does. Paper: that of the norm.
+    is asked for, `epsilon` or `channel_axis`, is that of the norm; so are shapes and dtypes. Raises what the norm does.
+    Paper: that of the norm.
 
     >>> jn.freeze(jn.BatchNorm(), trained=True).epsilon
     1e-05
@@ -34,12 +35,12 @@ class FrozenNorm(Value):
         return getattr(self.spec, name)
 
     def init(self, features: Axes, param_dtype: DTypeLike | None = None) -> tuple[Any, Any]:
-        """What the norm in it begins with."""
+        """Parameters and state as the norm in it has them."""
         return self.spec.init(features, param_dtype)
 
     @property
     def features(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """How the norm in it says which features `init` wants, if it does."""
+        """The method of the norm in it that says which features `init` wants, if it has one."""
         return self.spec.features
 
     def apply(
