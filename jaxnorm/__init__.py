@@ -15,6 +15,7 @@ from jaxnorm._functional import (
     rms_norm,
 )
 from jaxnorm._specs.base import Spec, leaf
+from jaxnorm._specs.config import from_dict, to_dict
 from jaxnorm._specs.frozen import FrozenNorm, freeze
 from jaxnorm._specs.norms import BatchInstanceNorm, BatchNorm, GroupNorm, Identity, InstanceNorm, LayerNorm, RMSNorm
 from jaxnorm._specs.scaler import FeatureScaler
@@ -22,6 +23,7 @@ from jaxnorm._state.accumulate import accumulate, commit, merge_running
 from jaxnorm._state.moments import merge, moments
 from jaxnorm._state.recalibrate import recalibrate
 from jaxnorm._state.update import update_running
+from jaxnorm._trained.fold import fold
 from jaxnorm._types import Accumulating, Affine, GatedAffine, Moments, Recalibrating, RunningStats
 
 if _TYPE_CHECKING:
@@ -31,9 +33,9 @@ __version__ = "0.1.0"
 __all__ = [
     "Accumulating", "Affine", "BatchInstanceNorm", "BatchNorm", "FeatureScaler", "FrozenNorm", "GatedAffine",
     "GroupNorm", "Identity", "InstanceNorm", "LayerNorm", "Moments", "RMSNorm", "Recalibrating", "RunningStats",
-    "Spec", "accumulate", "add_layer_norm", "add_rms_norm", "batch_norm", "commit", "freeze", "group_norm",
-    "instance_norm", "layer_norm", "leaf", "linen", "merge", "merge_running", "moments", "nnx", "recalibrate",
-    "rms_norm", "update_running",
+    "Spec", "accumulate", "add_layer_norm", "add_rms_norm", "batch_norm", "commit", "fold", "freeze", "from_dict",
+    "group_norm", "instance_norm", "layer_norm", "leaf", "linen", "merge", "merge_running", "moments", "nnx",
+    "recalibrate", "rms_norm", "to_dict", "update_running",
 ]  # fmt: skip
 
 

@@ -13,9 +13,11 @@ from jaxnorm._checks.arguments import (
     ddof,
     divides,
     in_other_words,
+    known,
     momentum,
     names,
     number,
+    one_of,
     positions,
     residual,
     several_axes,
@@ -25,6 +27,7 @@ from jaxnorm._checks.arguments import (
     where,
 )  # fmt: skip
 from jaxnorm._checks.flags import flag, ignored_flag, mode, train
+from jaxnorm._checks.folding import folds, layer_bias, layer_of, unpadded
 from jaxnorm._checks.modules import given_twice, key, same_features, spec
 from jaxnorm._checks.outputs import dtype, implementation, output_dtype, scale_offset, without_kernels
 from jaxnorm._checks.specs import fits_norm, fits_scaler, normalized_shape, ordered, param_dtype, stateless
@@ -42,9 +45,9 @@ from jaxnorm._checks.states import (
 
 __all__ = [
     "affine", "averages", "axes", "axis", "channel_axis", "data", "ddof", "divides", "dtype", "fits_norm",
-    "fits_scaler", "flag", "given_twice", "ignored_flag", "implementation", "in_other_words", "key", "mode",
-    "momentum", "names", "normalized_shape", "number", "ordered", "output_dtype", "param_dtype", "parts", "positions",
-    "reject_nnx_variables", "require_data", "require_stats", "residual", "running", "same_channels", "same_features",
-    "scale_offset", "several", "several_axes", "shares", "spec", "stateless", "train", "unbiased",
-    "virtual_batch_size", "weights", "where", "without_kernels",
+    "fits_scaler", "flag", "folds", "given_twice", "ignored_flag", "implementation", "in_other_words", "key", "known",
+    "layer_bias", "layer_of", "mode", "momentum", "names", "normalized_shape", "number", "one_of", "ordered",
+    "output_dtype", "param_dtype", "parts", "positions", "reject_nnx_variables", "require_data", "require_stats",
+    "residual", "running", "same_channels", "same_features", "scale_offset", "several", "several_axes", "shares",
+    "spec", "stateless", "train", "unbiased", "unpadded", "virtual_batch_size", "weights", "where", "without_kernels",
 ]  # fmt: skip

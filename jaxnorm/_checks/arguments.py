@@ -1,8 +1,9 @@
 """Messages about arguments of verbs that do not fit their data."""
 
+import difflib
 import inspect
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -42,25 +43,32 @@ def in_other_words(call: Callable[P, R]) -> Callable[P, R]:
     return checked
 
 
+def one_of(name: Any, known: Collection[str], who: str, error: type[Exception] = ValueError) -> Any:
+    """The entry of this name in a mapping, or the name itself among others."""
+    if name in known:
+        return known[name] if isinstance(known, Mapping) else name
+    near = difflib.get_close_matches(str(name), known, 1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise error(f"{who} {name!r}.{hint} Known are: {', '.join(sorted(known))}.")
+
+
 def known(value: Any) -> np.ndarray | None:
     """The value as NumPy, or None while it is traced or lives on other hosts."""
     here = not isinstance(value, Tracer) and getattr(value, "is_fully_addressable", True)
     return np.asarray(value) if here else None
 
 
-def data(x: Any, who: str) -> Array:
+def data(x: Any, who: str, name: str = "x") -> Array:
     """`x` as an array of floating point numbers."""
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.inexact):
-        raise TypeError(f"{who}: x has dtype {x.dtype}. Convert it to floating point: x.astype(jnp.float32).")
+        raise TypeError(f"{who}: {name} has dtype {x.dtype}. Convert it to floating point: {name}.astype(jnp.float32).")
     return x
 
 
 def residual(value: Any, x: Array, who: str) -> Array:
     """The residual as an array of floating point numbers, of the shape of `x`."""
-    value = jnp.asarray(value)
-    if not jnp.issubdtype(value.dtype, jnp.inexact):
-        raise TypeError(f"{who}: residual has dtype {value.dtype}. Convert it: residual.astype(jnp.float32).")
+    value = data(value, who, "residual")
     if value.shape != x.shape:
         raise ValueError(
             f"{who}: residual has shape {value.shape}, and x has shape {x.shape}. A residual is added to x element by "

@@ -136,7 +136,7 @@ def _value(output: Output, data: Observations, stats: Statistics, coefficients: 
     return narrow(y if bias is None else y + bias.astype(wide), data.where, output.dtype)
 
 
-def _inverse_root(v: Array) -> Array:
+def inverse_root(v: Array) -> Array:
     """1/√v; 0 where v = 0, as a constant has no deviation to divide, also with ε = 0; NaN where v is no number or ∞."""
     v = jnp.where(v < jnp.inf, v, jnp.nan)
     return jax.lax.rsqrt(jnp.where(v == 0, jnp.inf, v))
@@ -145,7 +145,7 @@ def _inverse_root(v: Array) -> Array:
 def _inverse_std(pivot: MaybeArray, v: Array) -> Array:
     """1/√v; without a pivot, as in RMS norm, v is a mean square."""
     if pivot is not None:
-        return _inverse_root(v)
+        return inverse_root(v)
 
     # Where the mean square of x is 0, so is x, and any number does: this one lets a GPU keep a row in registers.
     # The remainder of ∞ is NaN: a select, or a second use of v, would keep the row from staying in registers.
@@ -153,7 +153,7 @@ def _inverse_std(pivot: MaybeArray, v: Array) -> Array:
         limits = jnp.finfo(v.dtype)
         return jax.lax.rsqrt(jnp.maximum(jax.lax.rem(v, limits.max.astype(v.dtype)), limits.tiny))
 
-    return by_platform(v, cpu=_inverse_root, default=some)
+    return by_platform(v, cpu=inverse_root, default=some)
 
 
 def _finite(d: Array, x: Array, where: MaybeArray) -> Array:
@@ -177,7 +177,7 @@ def _y_tangent(
     wide = wide_dtype(data.x)
     tangents = jax.tree.map(lambda t: t.astype(wide), tangents)
     scale, _, epsilon = coefficients
-    r = _inverse_root(stats.var + epsilon).astype(wide)
+    r = inverse_root(stats.var + epsilon).astype(wide)
     s = jnp.ones((), wide) if scale is None else with_offset(scale, output.scale_offset, wide)
     # Not r³: that overflows before the product does.
     dr = times(-r / 2, times(r, times(r, plus(tangents.var, tangents.epsilon))))

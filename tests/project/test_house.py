@@ -9,7 +9,19 @@ ROOT = pathlib.Path(__file__).parents[2]
 FILES = {p.relative_to(ROOT / "jaxnorm"): ast.parse(p.read_text()) for p in (ROOT / "jaxnorm").rglob("*.py")}
 FILES = {path: tree for path, tree in FILES.items() if path.parts[0] not in ("demo", "__main__.py", "__init__.py")}
 # From the ground: a room imports those before it.
-ROOMS = ["_core", "_types", "_annotations", "_checks", "_state", "_functional", "_specs", "_flax", "linen", "nnx"]
+ROOMS = [
+    "_core",
+    "_types",
+    "_annotations",
+    "_checks",
+    "_state",
+    "_functional",
+    "_specs",
+    "_trained",
+    "_flax",
+    "linen",
+    "nnx",
+]
 # Where the tests of a file are, if not in the folder of its room under its name.
 ELSEWHERE = {
     "_annotations.py": "project/test_package.py",

@@ -42,7 +42,18 @@ PUBLIC = {
     **{f"FeatureScaler.{name}": getattr(jn.FeatureScaler, name) for name in ("init", "apply", "inverse")},
 }  # fmt: skip
 # What is a matter of this library, and in no paper.
-OURS = {"Accumulating", "Affine", "Identity", "Recalibrating", "Spec", "commit", "jaxnorm.nnx.commit", "leaf"}
+OURS = {
+    "from_dict",
+    "to_dict",
+    "Accumulating",
+    "Affine",
+    "Identity",
+    "Recalibrating",
+    "Spec",
+    "commit",
+    "jaxnorm.nnx.commit",
+    "leaf",
+}
 OURS |= {name for name in PUBLIC if name.startswith("FeatureScaler.")}
 
 

@@ -23,7 +23,7 @@ WIDEST_SUM = 2**14
 def inverse_root(v: Array) -> Array:
     """1/√v, 0 for a constant, and NaN where the square of a deviation has overflowed.
 
-    As `standardize._inverse_root`, by what compilers of kernels take.
+    As `standardize.inverse_root`, by what compilers of kernels take.
     """
     return jnp.where(v == 0, 0, jnp.where(v < jnp.inf, lax.rsqrt(v), jnp.nan))
 

@@ -1,0 +1,1 @@
+"""Acts on norms that are trained: what they become when a network is deployed."""
