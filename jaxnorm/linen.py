@@ -11,10 +11,12 @@ A mask that fits the first axes of `x` and its last ones alike is an error.
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.linen import attention, normalization
 from flax.linen.initializers import Initializer
 from jaxtyping import Array, ArrayLike, DTypeLike
 
@@ -25,11 +27,12 @@ from jaxnorm._flax.call import initial_scale, standardized, tracked
 from jaxnorm._flax.layout import Layout
 from jaxnorm._flax.linen_models import frozen, recalibrate
 from jaxnorm._flax.linen_state import is_recalibrating, with_added, write
+from jaxnorm._flax.patching import replaced
 from jaxnorm._specs.base import Spec
 from jaxnorm._specs.frozen import unsynced
 from jaxnorm._types import RunningStats, fields, with_given
 
-__all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "Norm", "RMSNorm", "frozen", "recalibrate"]
+__all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "Norm", "RMSNorm", "frozen", "patched", "recalibrate"]
 
 
 def __dir__() -> list[str]:
@@ -216,6 +219,23 @@ class InstanceNorm(nn.InstanceNorm):
     @nn.compact
     def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
         return _standardized(self, layout.instance_norm, x, mask)
+
+
+def patched() -> AbstractContextManager[None]:
+    """Flax's names for its norms stand for ours within: for models whose code says `nn.BatchNorm`.
+
+    flax.linen.BatchNorm = jaxnorm.linen.BatchNorm, and so for the others, until the end of the block
+
+    Write it around what calls the model. What was bound before is not reached: a class in the default of a
+    function or a field, `from flax.linen import BatchNorm`; import such code within the block, too. Norms in Flax's
+    attention are ours as well. Variables keep their names, shapes and dtypes. It holds for all threads.
+
+    >>> with jn.linen.patched():
+    ...     y = nn.LayerNorm(use_scale=False, use_bias=False).apply({}, jnp.array([[1e4 + 1, 1e4 + 3]]))
+    >>> print(y.round(3))
+    [[-1.  1.]]
+    """
+    return replaced((nn, normalization, attention), (BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm))
 
 
 def _standardized(module: Any, layout_of: Callable[..., Layout], x: Array, mask: Array | None) -> Array:

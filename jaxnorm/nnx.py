@@ -6,10 +6,12 @@ The drop-ins are subclasses that replace `__call__`: arguments mean what they me
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
+from flax.nnx.nn import attention, normalization
 from jaxtyping import Array, ArrayLike, DTypeLike
 
 from jaxnorm import _checks
@@ -19,12 +21,13 @@ from jaxnorm._flax.call import standardized, tracked
 from jaxnorm._flax.layout import Layout
 from jaxnorm._flax.nnx_init import WithScaleOffset
 from jaxnorm._flax.nnx_models import accumulate, commit, freeze, recalibrate, unfreeze
+from jaxnorm._flax.patching import replaced
 from jaxnorm._specs.base import Spec
 from jaxnorm._types import Affine, Recalibrating, RunningStats, with_given
 
 __all__ = [
     "BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "Norm", "RMSNorm", "accumulate", "commit", "freeze",
-    "recalibrate", "unfreeze",
+    "patched", "recalibrate", "unfreeze",
 ]  # fmt: skip
 
 
@@ -200,6 +203,23 @@ class InstanceNorm(WithScaleOffset, nnx.InstanceNorm):
 
     def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
         return _standardized(self, layout.instance_norm, x, mask)
+
+
+def patched() -> AbstractContextManager[None]:
+    """Flax's names for its norms stand for ours within: for models whose code says `nnx.BatchNorm`.
+
+    flax.nnx.BatchNorm = jaxnorm.nnx.BatchNorm, and so for the others, until the end of the block
+
+    Write it around what makes the model. What was bound before is not reached: a class in the default of a
+    function or a field, `from flax.nnx import BatchNorm`; import such code within the block, too. Norms in Flax's
+    attention are ours as well. Variables keep their names, shapes and dtypes. It holds for all threads.
+
+    >>> with jn.nnx.patched():
+    ...     norm = nnx.BatchNorm(2, rngs=nnx.Rngs(0))
+    >>> isinstance(norm, jn.nnx.BatchNorm)
+    True
+    """
+    return replaced((nnx, normalization, attention), (BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm))
 
 
 def _standardized(module: Any, layout_of: Callable[..., Layout], x: Array, mask: Array | None) -> Array:
