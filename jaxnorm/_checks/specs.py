@@ -1,6 +1,6 @@
 """Messages about parameters, a state or data that do not fit a spec."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -50,6 +50,23 @@ def fits_scaler(spec: Any, axes: Sequence[int], params: Any, state: Any, x: Arra
             f"Initialise with param_dtype={x.dtype.name!r}."
         )
     _same_features(spec, axes, (), state.mean, x)
+
+
+def same_entries(state: Any, x: Mapping[str, Any], where: Any, who: str) -> None:
+    """Raises unless a mapping of data has states of the same names, and masks of some of them."""
+    if not isinstance(state, Mapping) or state.keys() != x.keys():
+        found = sorted(state) if isinstance(state, Mapping) else f"a {type(state).__name__}"
+        raise ValueError(
+            f"{who}: x has entries {sorted(x)}, and the state is {found}. Give init sizes for all of them."
+        )
+    if not isinstance(where, Mapping) or not where.keys() <= x.keys():
+        raise ValueError(f"{who}: x has entries {sorted(x)}: where is a mapping of masks for some of them.")
+
+
+def clips(x: Array, who: str) -> None:
+    """Raises where data that have no order are to be clipped."""
+    if jnp.iscomplexobj(x):
+        raise TypeError(f"{who}: clip is for real numbers, and x has dtype {x.dtype}. Leave it out.")
 
 
 def ordered(spec: Any, dtype: Any) -> None:

@@ -82,8 +82,9 @@ def frozen(select: Select = None, *, trained: bool = False) -> Iterator[None]:
     y = γ (x − μ) / √(σ² + ε) + β,    μ and σ² running statistics,    ∂y/∂γ = ∂y/∂β = 0 unless `trained`
 
     Norms of jaxnorm and of Flax are evaluated, whatever they are told, and change no `batch_stats`; `recalibrate`
-    leaves them alone. Write it into the function that is compiled, around `model.apply`: around a call of one that was
-    compiled before, it would come too late. Shapes and dtypes stay. In code of your own, `Norm(jn.freeze(spec))` says it where the norm is.
+    leaves them alone. Shapes and dtypes stay. Write it into the function that is compiled, around `model.apply`: around
+    a call of one that was compiled before, it would come too late. In code of your own, `Norm(jn.freeze(spec))` says it
+    where the norm is.
 
     Args:
         select: which of them: None for all with running statistics; a class of modules or specs, or several; the place

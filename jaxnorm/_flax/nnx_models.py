@@ -111,8 +111,8 @@ def freeze(model: nnx.Module, select: Select = None, *, trained: bool = False) -
     y = γ (x − μ) / √(σ² + ε) + β,    μ and σ² running statistics,    ∂y/∂γ = ∂y/∂β = 0 unless `trained`
 
     `model.train()` does not undo it, nor a flag in the call; `unfreeze` does. A frozen norm can be closed over in
-    `nnx.jit`, `recalibrate` and `accumulate` leave it alone, and variables have the same names and shapes. It is part of
-    the graph: freeze before `nnx.split`. For a spec there is `jn.freeze`.
+    `nnx.jit`, `recalibrate` and `accumulate` leave it alone, and variables have the same names and shapes. It is part
+    of the graph: freeze before `nnx.split`. For a spec there is `jn.freeze`.
 
     Args:
         model: a module with norms of jaxnorm in it.

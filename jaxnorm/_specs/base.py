@@ -122,6 +122,7 @@ class Value:
 
     _numbers: ClassVar[tuple[str, ...]]
     _static: ClassVar[tuple[str, ...]]
+    _several_channel_axes: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -133,7 +134,8 @@ class Value:
             value = value.item() if isinstance(value, np.integer | np.bool_) else value
             object.__setattr__(self, name, value)
         who = type(self).__name__
-        _checks.channel_axis(getattr(self, "channel_axis", -1), who)
+        if not self._several_channel_axes:
+            _checks.channel_axis(getattr(self, "channel_axis", -1), who)
         object.__setattr__(self, "dtype", _checks.dtype(getattr(self, "dtype", None), who))
 
     def _leaves(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ import jaxnorm as jn
 ROOT = pathlib.Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 MIGRATION = (ROOT / "docs" / "migration.md").read_text()
+AFTER_TRAINING = (ROOT / "docs" / "after_training.md").read_text()
 DISTRIBUTED = (ROOT / "docs" / "distributed.md").read_text()
 X = jax.random.normal(jax.random.key(1), (8, 6, 6, 3)) * 2 + 5
 
@@ -53,6 +54,19 @@ def test_examples_of_distributed():
     assert scope["state"].weight_sum is None
     assert scope["y"].shape == (64, 8, 8, 16)
     np.testing.assert_allclose(scope["total"].var, np.asarray(scope["parts"][:2]).var((0, 1, 2, 3)), rtol=1e-5)
+
+
+def test_examples_of_after_training(capsys):
+    """And what their comments say that they print."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        scope = run(AFTER_TRAINING)
+    printed = capsys.readouterr().out.splitlines()
+    promised = re.findall(r"^# (?=True|0\.0|\{|\[)(.*)$", AFTER_TRAINING, re.MULTILINE)
+    for got, want in zip(printed, promised, strict=True):
+        assert re.fullmatch(re.escape(want).replace(re.escape("..."), ".*"), got), (got, want)
+    assert scope["labels"]["BatchNorm_0"] == {"scale": "norm", "bias": "norm"}
+    assert scope["scaled"]["speed"].shape == (64, 3)
+    np.testing.assert_allclose(scope["y"].shape, (32, 2))
 
 
 def trained(step):

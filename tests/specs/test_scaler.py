@@ -476,3 +476,91 @@ def test_the_first_layer_of_a_model_of_nnx(kind):
     assert oracle.ulps(layer(SKEWED), scaled(kind, SKEWED)) < 16
     np.testing.assert_array_equal(layer.count[...], 60)
     assert nnx.state(layer, nnx.Param) == nnx.State({})
+
+
+OBSERVATIONS = {"image": SKEWED.reshape(5, 3, 4, 4), "nested": {"speed": SKEWED[:5, :2]}}
+
+
+def test_several_feature_axes_are_one_feature_each():
+    """As one axis of all of them: brax's running statistics of images."""
+    scaler = jn.FeatureScaler(channel_axis=(-2, -1))
+    x = SKEWED.reshape(5, 3, 4, 4)
+    y, state = step(scaler, scaler.init((4, 4))[1], x, train=True)
+    flat, flat_state = step(jn.FeatureScaler(), jn.FeatureScaler().init(16)[1], x.reshape(5, 3, 16), train=True)
+    assert state.mean.shape == (4, 4)
+    np.testing.assert_allclose(y, flat.reshape(x.shape), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(state.var.ravel(), flat_state.var, rtol=1e-5)
+    np.testing.assert_allclose(scaler.inverse(state, y), x, rtol=1e-5, atol=1e-3)
+    apart = jn.FeatureScaler(channel_axis=(0, 2))
+    y, state = step(apart, apart.init((5, 4))[1], x, train=True)
+    np.testing.assert_allclose(state.mean, x.mean((1, 3)), rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(y).mean((1, 3)), 0, atol=1e-5)
+
+
+@kinds
+def test_mappings_of_observations(kind):
+    scaler = jn.FeatureScaler(kind=kind, channel_axis=-1)
+    sizes = {"image": 4, "nested": {"speed": 2}}
+    params, state = scaler.init(sizes)
+    masks = {"nested": {"speed": OBSERVATIONS["nested"]["speed"] > 1}}
+    run = jax.jit(lambda state, x, where: scaler.apply(params, state, x, train=True, where=where))
+    y, new = run(state, OBSERVATIONS, masks)
+    chex.assert_trees_all_equal_structs(new, state)
+    for x, got, got_state, mask in (
+        (OBSERVATIONS["image"], y["image"], new["image"], None),
+        (OBSERVATIONS["nested"]["speed"], y["nested"]["speed"], new["nested"]["speed"], masks["nested"]["speed"]),
+    ):
+        want, want_state = scaler.apply(None, scaler.init(x.shape[-1])[1], x, train=True, where=mask)
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(got_state.mean, want_state.mean, rtol=1e-6)
+    back = scaler.inverse(new, y)
+    np.testing.assert_allclose(back["image"], OBSERVATIONS["image"], rtol=1e-5, atol=1e-3)
+
+
+def test_returns_keep_their_sign():
+    """Scale without centring, as VecNormalize has it for rewards."""
+    scaler = jn.FeatureScaler(center=False)
+    y, state = step(scaler, scaler.init(4)[1], SKEWED, train=True)
+    np.testing.assert_allclose(y, SKEWED / SKEWED.std(0, dtype=float), rtol=1e-5)
+    np.testing.assert_allclose(scaler.inverse(state, y), SKEWED, rtol=1e-5)
+
+
+@kinds
+def test_clipped(kind):
+    scaler = jn.FeatureScaler(kind=kind, clip=0.75)
+    free = jn.FeatureScaler(kind=kind)
+    y, state = step(scaler, scaler.init(4)[1], SKEWED, train=True)
+    want, want_state = step(free, free.init(4)[1], SKEWED, train=True)
+    np.testing.assert_array_equal(y, np.clip(want, -0.75, 0.75))
+    chex.assert_trees_all_equal(state, want_state)
+    assert np.isnan(step(scaler, state, SKEWED * np.nan, train=False)[0]).all()
+    many = jn.FeatureScaler(kind=kind, clip=jnp.array([0.5, 1.0]))
+    ys = jax.vmap(lambda s: s.apply(None, state, SKEWED, train=False)[0])(many)
+    np.testing.assert_allclose(ys.max((1, 2)), [0.5, 1.0])
+
+
+SCALER_MISTAKES = {
+    "center=False goes with": lambda: jn.FeatureScaler(kind="minmax", center=False),
+    "clip=-1 is not 0 or more": lambda: jn.FeatureScaler(clip=-1).apply(
+        *jn.FeatureScaler().init(4), SKEWED, train=False
+    ),
+    "clip is for real numbers": lambda: step(
+        jn.FeatureScaler(clip=1.0), jn.FeatureScaler().init(4, "complex64")[1], SKEWED.astype(complex), train=False
+    ),
+    r"x has entries \['image', 'nested'\], and the state is \['image'\]": lambda: step(
+        jn.FeatureScaler(), jn.FeatureScaler().init({"image": 4})[1], OBSERVATIONS, train=False
+    ),
+    "the state is a Moments": lambda: step(
+        jn.FeatureScaler(), jn.FeatureScaler().init(4)[1], OBSERVATIONS, train=False
+    ),
+    "where is a mapping of masks": lambda: jn.FeatureScaler().apply(
+        None, jn.FeatureScaler().init({"a": 4})[1], {"a": SKEWED}, train=True, where=SKEWED > 1
+    ),
+    "2 normalized axes, but there are 1 sizes": lambda: jn.FeatureScaler(channel_axis=(1, 2)).init(4),
+}
+
+
+@pytest.mark.parametrize("message", SCALER_MISTAKES)
+def test_mistakes(message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        SCALER_MISTAKES[message]()
