@@ -27,7 +27,7 @@ from jaxnorm._trained.fold import fold
 from jaxnorm._types import Accumulating, Affine, GatedAffine, Moments, Recalibrating, RunningStats
 
 if _TYPE_CHECKING:
-    from jaxnorm import linen, nnx
+    from jaxnorm import linen, nnx, torch
 
 __version__ = "0.1.0"
 __all__ = [
@@ -35,7 +35,7 @@ __all__ = [
     "GroupNorm", "Identity", "InstanceNorm", "LayerNorm", "Moments", "RMSNorm", "Recalibrating", "RunningStats",
     "Spec", "accumulate", "add_layer_norm", "add_rms_norm", "batch_norm", "commit", "fold", "freeze", "from_dict",
     "group_norm", "instance_norm", "layer_norm", "leaf", "linen", "merge", "merge_running", "moments", "nnx",
-    "recalibrate", "rms_norm", "to_dict", "update_running",
+    "recalibrate", "rms_norm", "to_dict", "torch", "update_running",
 ]  # fmt: skip
 
 
@@ -47,8 +47,8 @@ for _class in [_public for _public in map(globals().get, __all__) if isinstance(
 
 
 def __getattr__(name: str) -> object:
-    # The adapters import Flax, which takes longer than all else here: at first use (PEP 562).
-    if name in ("linen", "nnx"):
+    # The adapters import Flax, which takes longer than all else here: at first use (PEP 562). Nothing imports PyTorch.
+    if name in ("linen", "nnx", "torch"):
         return _import_module(f"jaxnorm.{name}")
     raise AttributeError(f"module 'jaxnorm' has no attribute {name!r}")
 

@@ -26,6 +26,7 @@ from jaxnorm._checks.arguments import (
     weights,
     where,
 )  # fmt: skip
+from jaxnorm._checks.arrays import arrays_fit, meet_once
 from jaxnorm._checks.flags import flag, ignored_flag, mode, train
 from jaxnorm._checks.folding import folds, layer_bias, layer_of, unpadded
 from jaxnorm._checks.modules import given_twice, key, same_features, spec
@@ -53,11 +54,11 @@ from jaxnorm._checks.states import (
 )  # fmt: skip
 
 __all__ = [
-    "affine", "averages", "axes", "axis", "channel_axis", "clips", "data", "ddof", "divides", "dtype", "fits_norm",
-    "fits_scaler", "flag", "folds", "given_twice", "ignored_flag", "implementation", "in_other_words", "key", "known",
-    "layer_bias", "layer_of", "mode", "momentum", "names", "normalized_shape", "number", "one_of", "ordered",
-    "output_dtype", "param_dtype", "parts", "positions", "reject_nnx_variables", "require_data", "require_stats",
-    "residual", "running", "same_channels", "same_entries", "same_features", "scale_offset", "several",
-    "several_axes", "shares", "spec", "stateless", "train", "unbiased", "unpadded", "virtual_batch_size", "weights",
-    "where", "without_kernels",
+    "affine", "arrays_fit", "averages", "axes", "axis", "channel_axis", "clips", "data", "ddof", "divides", "dtype",
+    "fits_norm", "fits_scaler", "flag", "folds", "given_twice", "ignored_flag", "implementation", "in_other_words",
+    "key", "known", "layer_bias", "layer_of", "meet_once", "mode", "momentum", "names", "normalized_shape", "number",
+    "one_of", "ordered", "output_dtype", "param_dtype", "parts", "positions", "reject_nnx_variables", "require_data",
+    "require_stats", "residual", "running", "same_channels", "same_entries", "same_features", "scale_offset",
+    "several", "several_axes", "shares", "spec", "stateless", "train", "unbiased", "unpadded", "virtual_batch_size",
+    "weights", "where", "without_kernels",
 ]  # fmt: skip

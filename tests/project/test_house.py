@@ -21,6 +21,7 @@ ROOMS = [
     "_flax",
     "linen",
     "nnx",
+    "torch",
 ]
 # Where the tests of a file are, if not in the folder of its room under its name.
 ELSEWHERE = {
@@ -28,6 +29,8 @@ ELSEWHERE = {
     "_types.py": "state/test_types.py",
     "linen.py": "flax/test_linen.py",
     "nnx.py": "flax/test_nnx.py",
+    "torch.py": "trained/test_torch.py",
+    "_checks/arrays.py": "trained/test_torch.py",
     "_flax/linen_state.py": "flax/test_linen.py",
     "_specs/norms.py": "specs/test_base.py",
     "_checks/specs.py": "checks/test_errors.py",

@@ -36,8 +36,8 @@ def test_public_names():
 
 
 PUBLIC = {
-    **{name: getattr(jn, name) for name in jn.__all__ if name not in ("linen", "nnx")},
-    **{f"{m.__name__}.{name}": getattr(m, name) for m in (jn.linen, jn.nnx) for name in m.__all__},
+    **{name: getattr(jn, name) for name in jn.__all__ if name not in ("linen", "nnx", "torch")},
+    **{f"{m.__name__}.{name}": getattr(m, name) for m in (jn.linen, jn.nnx, jn.torch) for name in m.__all__},
     **{f"FeatureScaler.{name}": getattr(jn.FeatureScaler, name) for name in ("init", "apply", "inverse")},
 }  # fmt: skip
 # What is a matter of this library, and in no paper.
