@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Inexact
 
@@ -148,8 +149,8 @@ class Recalibrating(NamedTuple):
     mean, var = those of `seen`, once there are data
 
     `mean`, `var` and `weight_sum` are those of `RunningStats`, `seen` are `Moments` of the shape of `mean`. A norm with
-    such a state uses the statistics of the batch, in evaluation, too. One that is frozen gives it back with None for
-    `seen`: data are not to replace its statistics.
+    such a state uses the statistics of the batch, in evaluation, too. One that is frozen gives it back with NaN for
+    what was `seen`: data are not to replace its statistics.
 
     >>> params, state = jn.BatchNorm().init(1)
     >>> def step(state, x):
@@ -175,6 +176,11 @@ ADDED = ("before", "seen")
 def plain(state: RunningState) -> RunningStats:
     """The mean, variance and weight_sum alone. They are up to date after each batch: nothing is computed."""
     return RunningStats(state.mean, state.var, state.weight_sum)
+
+
+def uncounted(seen: Moments) -> Moments:
+    """Moments of a norm that is frozen, so that data do not replace its statistics: counts of data are never NaN."""
+    return jax.tree.map(lambda v: jnp.full_like(v, jnp.nan), seen)
 
 
 def running_fields(state: RunningState) -> dict[str, Any]:

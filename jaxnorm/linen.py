@@ -12,7 +12,7 @@ A mask that fits the first axes of `x` and its last ones alike is an error.
 import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -64,6 +64,8 @@ class Norm(nn.Module):
     >>> print(updates["batch_stats"]["mean"].round(3))
     [0.2 2. ]
     """
+
+    _is_norm: ClassVar[bool] = True
 
     spec: Spec
     train: bool | None = None
@@ -228,7 +230,8 @@ def patched() -> AbstractContextManager[None]:
 
     Write it around what calls the model. What was bound before is not reached: a class in the default of a
     function or a field, `from flax.linen import BatchNorm`; import such code within the block, too. Norms in Flax's
-    attention are ours as well. Variables keep their names, shapes and dtypes. It holds for all threads.
+    attention are ours as well. Variables keep their names, shapes and dtypes. It holds for all threads. A compiled
+    function keeps what it was traced with, before or within.
 
     >>> with jn.linen.patched():
     ...     y = nn.LayerNorm(use_scale=False, use_bias=False).apply({}, jnp.array([[1e4 + 1, 1e4 + 3]]))

@@ -19,10 +19,12 @@ from jaxnorm._annotations import Axes, Data, Result
 from jaxnorm._flax import layout, nnx_state
 from jaxnorm._flax.call import standardized, tracked
 from jaxnorm._flax.layout import Layout
-from jaxnorm._flax.nnx_init import WithScaleOffset
+from jaxnorm._flax.nnx_init import Frozen, WithScaleOffset
 from jaxnorm._flax.nnx_models import accumulate, commit, freeze, recalibrate, unfreeze
 from jaxnorm._flax.patching import replaced
 from jaxnorm._specs.base import Spec
+from jaxnorm._specs.frozen import FrozenNorm
+from jaxnorm._specs.frozen import freeze as freeze_spec
 from jaxnorm._types import Affine, Recalibrating, RunningStats, with_given
 
 __all__ = [
@@ -66,6 +68,8 @@ class Norm(nnx.Module):
     [0.2 2. ]
     """
 
+    frozen: Frozen = None
+
     def __init__(
         self, spec: Spec, features: Axes, rngs: nnx.Rngs | None = None, *, use_running_average: bool | None = False,
         train: bool | None = None, scale_init: nnx.Initializer | None = None, bias_init: nnx.Initializer | None = None,
@@ -93,6 +97,9 @@ class Norm(nnx.Module):
         who = "nnx.Norm"
         _checks.given_twice(self.spec, who, scale=scale, bias=bias)
         _checks.same_features(self.spec, self.features, jnp.shape(x), who)
+        spec = self.spec
+        if self.frozen and not isinstance(spec, FrozenNorm):
+            spec = freeze_spec(spec, trained=self.frozen == "statistics")
         params, state = with_given(nnx_state.read_params(self), scale=scale, bias=bias), nnx_state.read_state(self)
         if isinstance(state, Recalibrating):
             _checks.ignored_flag(train, who, "train")
@@ -101,7 +108,7 @@ class Norm(nnx.Module):
         else:
             train = _checks.mode(train, use_running_average, who)
             train = not nnx_state.evaluates(self, None if train is None else not train)
-        y, new = self.spec.apply(params, state, x, train=train, where=where)
+        y, new = spec.apply(params, state, x, train=train, where=where)
         if new is not state:
             nnx_state.store(self, new)
         return y
@@ -212,7 +219,8 @@ def patched() -> AbstractContextManager[None]:
 
     Write it around what makes the model. What was bound before is not reached: a class in the default of a
     function or a field, `from flax.nnx import BatchNorm`; import such code within the block, too. Norms in Flax's
-    attention are ours as well. Variables keep their names, shapes and dtypes. It holds for all threads.
+    attention are ours as well. Variables keep their names, shapes and dtypes. It holds for all threads. A compiled
+    function keeps what it was traced with, before or within.
 
     >>> with jn.nnx.patched():
     ...     norm = nnx.BatchNorm(2, rngs=nnx.Rngs(0))

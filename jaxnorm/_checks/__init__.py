@@ -27,9 +27,9 @@ from jaxnorm._checks.arguments import (
     where,
 )  # fmt: skip
 from jaxnorm._checks.arrays import arrays_fit, meet_once
-from jaxnorm._checks.flags import flag, ignored_flag, mode, train
-from jaxnorm._checks.folding import folds, layer_bias, layer_of, unpadded
-from jaxnorm._checks.modules import given_twice, key, same_features, spec
+from jaxnorm._checks.flags import field_flag, flag, ignored_flag, mode, train
+from jaxnorm._checks.folding import folds, layer_bias, layer_of, real_beside, unpadded
+from jaxnorm._checks.modules import given_twice, key, same_features, spec, spec_classes
 from jaxnorm._checks.outputs import dtype, implementation, output_dtype, scale_offset, without_kernels
 from jaxnorm._checks.specs import (
     clips,
@@ -55,10 +55,10 @@ from jaxnorm._checks.states import (
 
 __all__ = [
     "affine", "arrays_fit", "averages", "axes", "axis", "channel_axis", "clips", "data", "ddof", "divides", "dtype",
-    "fits_norm", "fits_scaler", "flag", "folds", "given_twice", "ignored_flag", "implementation", "in_other_words",
-    "key", "known", "layer_bias", "layer_of", "meet_once", "mode", "momentum", "names", "normalized_shape", "number",
-    "one_of", "ordered", "output_dtype", "param_dtype", "parts", "positions", "reject_nnx_variables", "require_data",
-    "require_stats", "residual", "running", "same_channels", "same_entries", "same_features", "scale_offset",
-    "several", "several_axes", "shares", "spec", "stateless", "train", "unbiased", "unpadded", "virtual_batch_size",
-    "weights", "where", "without_kernels",
+    "field_flag", "fits_norm", "fits_scaler", "flag", "folds", "given_twice", "ignored_flag", "implementation",
+    "in_other_words", "key", "known", "layer_bias", "layer_of", "meet_once", "mode", "momentum", "names",
+    "normalized_shape", "number", "one_of", "ordered", "output_dtype", "param_dtype", "parts", "positions",
+    "real_beside", "reject_nnx_variables", "require_data", "require_stats", "residual", "running", "same_channels",
+    "same_entries", "same_features", "scale_offset", "several", "several_axes", "shares", "spec", "spec_classes",
+    "stateless", "train", "unbiased", "unpadded", "virtual_batch_size", "weights", "where", "without_kernels",
 ]  # fmt: skip

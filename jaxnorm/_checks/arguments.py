@@ -45,7 +45,7 @@ def in_other_words(call: Callable[P, R]) -> Callable[P, R]:
 
 def one_of(name: Any, known: Collection[str], who: str, error: type[Exception] = ValueError) -> Any:
     """The entry of this name in a mapping, or the name itself among others."""
-    if name in known:
+    if isinstance(name, str) and name in known:
         return known[name] if isinstance(known, Mapping) else name
     near = difflib.get_close_matches(str(name), known, 1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -68,6 +68,8 @@ def data(x: Any, who: str, name: str = "x") -> Array:
 
 def residual(value: Any, x: Array, who: str) -> Array:
     """The residual as an array of floating point numbers, of the shape of `x`."""
+    if value is None:
+        raise TypeError(f"{who}: residual is None. Without one, the norm alone does it: {who.removeprefix('add_')}.")
     value = data(value, who, "residual")
     if value.shape != x.shape:
         raise ValueError(

@@ -14,6 +14,12 @@ def train(value: Any, who: str) -> bool:
     return flag(value, who, "train")
 
 
+def field_flag(value: Any, who: str) -> None:
+    """Raises unless a field that is True or False is one of them: text would be neither."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{who}={value!r} is not True or False.")
+
+
 def flag(value: Any, who: str, name: str) -> bool:
     """A flag that is known when tracing, since it chooses the program."""
     if value is None:

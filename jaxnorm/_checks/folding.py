@@ -10,10 +10,13 @@ from jaxtyping import Array
 from jaxnorm._types import Affine, Moments, RunningState
 
 
-def folds(spec: Any, params: Any, state: Any) -> int:
-    """The channels of a norm that is an affine map of each of them in evaluation."""
-    name = type(getattr(spec, "spec", spec)).__name__
-    if not getattr(spec, "_tracks", False) or getattr(spec, "_params", None) is not Affine:
+def folds(spec: Any, plain_apply: Any, params: Any, state: Any) -> int:
+    """The channels of a norm that is an affine map of each in evaluation, by the `apply` that all norms have."""
+    norm = getattr(spec, "spec", spec)
+    name = type(norm).__name__
+    if getattr(norm, "_tracks", False) and type(norm).apply is not plain_apply:
+        raise TypeError(f"fold: {name} has an apply of its own, and nobody knows whether a kernel can do what it does.")
+    if not getattr(norm, "_tracks", False) or getattr(norm, "_params", None) is not Affine:
         raise TypeError(
             f"fold: {name} takes statistics of the data in evaluation, too, or has none: there is no kernel that does "
             f"what it does. A norm by running statistics, as BatchNorm, can be folded."
@@ -27,7 +30,17 @@ def folds(spec: Any, params: Any, state: Any) -> int:
             f"fold: state.mean has shape {np.shape(state.mean)}. It is of (channels,): of stacked norms, fold each by "
             f"jax.vmap; of moments, leave keepdims out."
         )
-    return state.mean.shape[0]
+    (channels,) = np.shape(state.mean)
+    for what, value in (("params.scale", params.scale), ("params.bias", params.bias), ("state.var", state.var)):
+        if value is not None and np.shape(value) != (channels,):
+            raise ValueError(f"fold: {what} has shape {np.shape(value)}, and state.mean ({channels},): it is as long.")
+    return channels
+
+
+def real_beside(kernel: Array, *values: Any) -> None:
+    """Raises where what is complex would lose its imaginary part in a real kernel."""
+    if not jnp.iscomplexobj(kernel) and any(jnp.iscomplexobj(v) for v in values if v is not None):
+        raise TypeError(f"fold: the kernel has dtype {kernel.dtype}, and the norm or the bias is complex.")
 
 
 def unpadded(padding: Any) -> None:
@@ -46,6 +59,10 @@ def layer_of(
 ) -> int:
     """The outputs of a layer whose kernel has this many inputs of a group, and outputs, beside a norm of channels."""
     inputs, outputs = shape
+    if isinstance(groups, bool) or not isinstance(groups, int | np.integer) or groups < 1:
+        raise ValueError(f"fold: groups={groups!r} is not a number of groups, 1 or more.")
+    if axes[0] == axes[1]:
+        raise ValueError(f"fold: input_axis and output_axis are both axis {axes[0]} of the kernel.")
     if before and inputs * groups == channels and outputs % groups == 0:
         return outputs
     if not before and (outputs == channels or (outputs * groups == channels and inputs % groups == 0)):

@@ -18,6 +18,13 @@ def spec(value: Any, who: str) -> None:
         raise TypeError(f"{who}: spec={value!r} is not a spec, as jaxnorm.BatchNorm() is.")
 
 
+def spec_classes(values: Any, base: type) -> Any:
+    """Classes that a configuration may name."""
+    if not isinstance(values, list | tuple) or not all(isinstance(v, type) and issubclass(v, base) for v in values):
+        raise TypeError(f"from_dict: classes={values!r} is not a list of subclasses of specs of jaxnorm.")
+    return values
+
+
 def given_twice(spec: Any, who: str, **values: Any) -> None:
     """Raises where a scale or bias is given in the call, and the spec learns one."""
     for name, value in values.items():

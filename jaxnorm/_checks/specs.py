@@ -55,12 +55,12 @@ def fits_scaler(spec: Any, axes: Sequence[int], params: Any, state: Any, x: Arra
 def same_entries(state: Any, x: Mapping[str, Any], where: Any, who: str) -> None:
     """Raises unless a mapping of data has states of the same names, and masks of some of them."""
     if not isinstance(state, Mapping) or state.keys() != x.keys():
-        found = sorted(state) if isinstance(state, Mapping) else f"a {type(state).__name__}"
+        found = sorted(state, key=str) if isinstance(state, Mapping) else f"a {type(state).__name__}"
         raise ValueError(
-            f"{who}: x has entries {sorted(x)}, and the state is {found}. Give init sizes for all of them."
+            f"{who}: x has entries {sorted(x, key=str)}, and the state is {found}. Give init sizes for all of them."
         )
     if not isinstance(where, Mapping) or not where.keys() <= x.keys():
-        raise ValueError(f"{who}: x has entries {sorted(x)}: where is a mapping of masks for some of them.")
+        raise ValueError(f"{who}: x has entries {sorted(x, key=str)}: where is a mapping of masks for some of them.")
 
 
 def clips(x: Array, who: str) -> None:

@@ -112,9 +112,12 @@ def require_stats(states: Mapping[str, RunningState]) -> None:
 
 
 def require_data(states: Mapping[str, Any], first: Mapping[str, Any], batches: int) -> None:
-    """Raises where some statistics saw no data, or one value in each batch. `first`: they after the first batch."""
+    """Raises where some statistics saw no data, or one value in each batch. `first`: they after the first batch.
+
+    Those of frozen norms have a count of NaN.
+    """
     counts = {name: state.seen.count for name, state in states.items()}
-    if missed := [name or "the state" for name, count in counts.items() if not jnp.any(count > 0)]:
+    if missed := [name or "the state" for name, count in counts.items() if jnp.all(count == 0)]:
         raise ValueError(
             f"recalibrate: no data came to {', '.join(missed)}. Is the norm called, with the state that the step was "
             f"given, does where include something, and is the norm one of jaxnorm? flax.linen.BatchNorm has a drop-in "

@@ -11,11 +11,10 @@ from flax.core.scope import union_filters
 from jax import lax
 
 from jaxnorm._flax.evaluate import eval_kwargs, model_arguments
+from jaxnorm._flax.linen_state import as_frozen, has_spec
 from jaxnorm._flax.selection import Select, is_selected, nothing_selected
-from jaxnorm._specs.base import Spec
-from jaxnorm._specs.frozen import freeze
+from jaxnorm._specs.frozen import FrozenNorm, freeze
 from jaxnorm._state.recalibrate import recalibrate as recalibrate_by_steps
-from jaxnorm._types import ADDED
 
 _FLAX = nn.BatchNorm, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm
 _OF_APPLY = ("rngs", "method", "capture_intermediates")
@@ -83,8 +82,8 @@ def frozen(select: Select = None, *, trained: bool = False) -> Iterator[None]:
 
     Norms of jaxnorm and of Flax are evaluated, whatever they are told, and change no `batch_stats`; `recalibrate`
     leaves them alone. Shapes and dtypes stay. Write it into the function that is compiled, around `model.apply`: around
-    a call of one that was compiled before, it would come too late. In code of your own, `Norm(jn.freeze(spec))` says it
-    where the norm is.
+    a call of one that was compiled before, it would come too late, and so it may for a part under `nn.jit`, which keeps
+    what it was traced with. In code of your own, `Norm(jn.freeze(spec))` says it where the norm is.
 
     Args:
         select: which of them: None for all with running statistics; a class of modules or specs, or several; the place
@@ -102,22 +101,19 @@ def frozen(select: Select = None, *, trained: bool = False) -> Iterator[None]:
     ...     print(model.apply(variables, x).round(3).T)
     [[1. 2.]]
     """
-    called, inside, freezes = {}, [], []
+    called, freezes = {}, []
 
     def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
         module = context.module
-        norm = context.method_name == "__call__" and (isinstance(module, _FLAX) or _has_spec(module))
-        if inside or not norm or module.is_initializing():
+        norm = context.method_name == "__call__" and (isinstance(module, _FLAX) or has_spec(module))
+        # A subclass calls its base within its own call.
+        if not norm or module.is_initializing() or hasattr(module, "_frozen"):
             return call(*args, **kwargs)
         called[module.path] = module
         if not is_selected(select, module.path, module):
             return call(*args, **kwargs)
         freezes.append(module.path)
-        inside.append(module)
-        try:
-            return _evaluated(module, trained, args, kwargs)
-        finally:
-            inside.pop()
+        return (_by_spec if has_spec(module) else _by_flags)(module, trained, call, args, kwargs)
 
     with nn.intercept_methods(intercept):
         yield
@@ -128,27 +124,38 @@ def frozen(select: Select = None, *, trained: bool = False) -> Iterator[None]:
         )
 
 
-def _has_spec(module: Any) -> bool:
-    return isinstance(getattr(module, "spec", None), Spec)
+def _by_spec(module: Any, trained: bool, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """A call of a `Norm` with its spec frozen; one that is frozen stays as its author said."""
+    spec = module.spec if isinstance(module.spec, FrozenNorm) else freeze(module.spec, trained=trained)
+    with _attributes(module, spec=spec):
+        return call(*args, **kwargs)
 
 
-def _evaluated(module: Any, trained: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A call of a norm that is told to evaluate, on its variables, which stay."""
-    stats = dict(module.variables.get("batch_stats", {}))
-    if "seen" in stats and module.is_mutable_collection("batch_stats"):
-        # As a frozen spec says that data are not to replace its statistics.
-        module.put_variable("batch_stats", "seen", None)
-    params = module.variables.get("params", {})
-    variables = {
-        "params": params if trained else lax.stop_gradient(params),
-        "batch_stats": {name: value for name, value in stats.items() if name not in ADDED},
-    }
-    if _has_spec(module):
-        copy = module.clone(parent=None, name=None, spec=freeze(module.spec, trained=trained))
-        return copy.apply(variables, *args, **kwargs)
-    if not isinstance(module, nn.BatchNorm):
-        return module.clone(parent=None, name=None).apply(variables, *args, **kwargs)
-    given = inspect.signature(module.__call__).bind(*args, **kwargs)
-    given.arguments.pop("use_running_average", None)
-    copy = module.clone(parent=None, name=None, use_running_average=True)
-    return copy.apply(variables, *given.args, **given.kwargs)
+def _by_flags(module: Any, trained: bool, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """A call of one of Flax's norms, or of a drop-in, that is told to evaluate."""
+    attributes: dict[str, Any] = {}
+    if not trained:
+        param = module.param
+        attributes["param"] = lambda *args, **kwargs: lax.stop_gradient(param(*args, **kwargs))
+    if isinstance(module, nn.BatchNorm):
+        given = inspect.signature(type(module).__call__).bind(module, *args, **kwargs)
+        given.arguments["use_running_average"] = True
+        args, kwargs = given.args[1:], given.kwargs
+        attributes["use_running_average"] = None
+    with as_frozen(module), _attributes(module, **attributes):
+        return call(*args, **kwargs)
+
+
+@contextmanager
+def _attributes(module: Any, **attributes: Any) -> Iterator[None]:
+    """A bound module with other attributes for a while: they are its own, and go with the call that made it."""
+    had = {name: vars(module)[name] for name in attributes if name in vars(module)}
+    try:
+        for name, value in attributes.items():
+            object.__setattr__(module, name, value)
+        yield
+    finally:
+        for name in attributes:
+            object.__delattr__(module, name)
+        for name, value in had.items():
+            object.__setattr__(module, name, value)

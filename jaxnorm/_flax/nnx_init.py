@@ -9,14 +9,14 @@ from jax.nn.initializers import ones
 from jaxnorm import _checks
 from jaxnorm._flax.call import initial_scale
 
+Frozen = Literal["statistics", "all"] | None
+"""What `freeze` has frozen in a module, if anything."""
+
 
 class WithScaleOffset:
-    """The constructor of the base that comes next, one of Flax, which also takes `scale_offset`.
+    """The constructor of the base that comes next, one of Flax, which also takes `scale_offset`."""
 
-    `frozen`: what `freeze` has frozen in a module, if anything.
-    """
-
-    frozen: Literal["statistics", "all"] | None = None
+    frozen: Frozen = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

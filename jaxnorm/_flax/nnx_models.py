@@ -9,8 +9,6 @@ from jaxtyping import ArrayLike
 from jaxnorm._flax import nnx_state
 from jaxnorm._flax.evaluate import eval_kwargs, model_arguments
 from jaxnorm._flax.selection import Select, is_selected, nothing_selected
-from jaxnorm._specs.frozen import FrozenNorm
-from jaxnorm._specs.frozen import freeze as freeze_spec
 from jaxnorm._state.recalibrate import recalibrate as recalibrate_by_steps
 from jaxnorm._state.running import begin_accumulating
 from jaxnorm._types import plain
@@ -133,10 +131,7 @@ def freeze(model: nnx.Module, select: Select = None, *, trained: bool = False) -
     """
     norms = _norms(model, select, "freeze")
     for module in norms.values():
-        if not hasattr(module, "spec"):
-            module.frozen = "statistics" if trained else "all"
-            continue
-        module.spec = nnx.data(freeze_spec(module.spec, trained=trained))
+        module.frozen = "statistics" if trained else "all"
 
 
 def unfreeze(model: nnx.Module, select: Select = None) -> None:
@@ -152,17 +147,16 @@ def unfreeze(model: nnx.Module, select: Select = None) -> None:
 
     Paper: as for `freeze`.
 
-    >>> norm = jn.nnx.Norm(jn.BatchNorm(), 1)
+    >>> norm = jn.nnx.Norm(jn.BatchNorm(momentum=0.9), 1)
     >>> jn.nnx.freeze(norm)
     >>> jn.nnx.unfreeze(norm)
-    >>> norm.spec == jn.BatchNorm()
-    True
+    >>> y = norm(jnp.array([[1.0], [3.0]]))
+    >>> print(norm.mean[...].round(3))
+    [0.2]
     """
     for module in _norms(model, select, "unfreeze").values():
-        if not hasattr(module, "spec"):
-            module.frozen = None
-        elif isinstance(module.spec, FrozenNorm):
-            module.spec = nnx.data(module.spec.spec)
+        if "frozen" in vars(module):
+            del module.frozen
 
 
 def _norms(model: nnx.Module, select: Select, who: str) -> dict[str, Any]:
@@ -172,7 +166,7 @@ def _norms(model: nnx.Module, select: Select, who: str) -> dict[str, Any]:
     if not norms:
         raise ValueError(nothing_selected(who, select, found))
     for path, module in norms.items():
-        if not hasattr(module, "frozen") and not hasattr(module, "spec"):
+        if not hasattr(module, "frozen"):
             raise ValueError(
                 f"{who}: {path or 'the model'} is flax.nnx.{type(module).__name__}, which does what it is told. Its "
                 f"drop-in replacement can be frozen: jaxnorm.nnx.{type(module).__name__}."

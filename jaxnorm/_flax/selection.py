@@ -17,6 +17,10 @@ def is_selected(select: Select, path: Sequence[Any], module: Any) -> bool:
     if isinstance(select, type | tuple):
         spec = getattr(module, "spec", None)
         return isinstance(module, select) or isinstance(getattr(spec, "spec", spec), select)
+    if not callable(select):
+        raise TypeError(
+            f"select={select!r} is none of None, a class or several, a place, and a function of place and norm."
+        )
     return bool(select(tuple(path), module))
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, DTypeLike
 
 from jaxnorm import _checks
@@ -123,7 +124,7 @@ def _add_and_normalize(
     """y and h of a norm whose scale and bias lie along what it reduces."""
     options = {
         "epsilon": epsilon, "where": where, "who": who, "scale_offset": scale_offset,
-        "dtype": _checks.output_dtype(dtype, x, who),
+        "dtype": _checks.output_dtype(dtype, residual if jnp.iscomplexobj(residual) else x, who),
     }  # fmt: skip
     if implementation == "pallas":
         return normalize_sum_by_kernels(x, residual, reduction, scale, bias, **options)

@@ -129,6 +129,9 @@ class Value:
         _make_pytree(cls)
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
+            if isinstance(field.default, bool):
+                _checks.field_flag(getattr(self, field.name), f"{type(self).__name__}: {field.name}")
         for name in self._static:
             value = _checks.several_axes(getattr(self, name))
             value = value.item() if isinstance(value, np.integer | np.bool_) else value
@@ -177,7 +180,8 @@ class Value:
         >>> jn.LayerNorm(axis=(1, 2)).features((32, 10, 64))
         (10, 64)
         """
-        axes = _checks.axes(self._axes, len(shape), type(self).__name__)
+        name = "axis" if hasattr(self, "axis") else "channel_axis"
+        axes = _checks.axes(self._axes, len(shape), f"{type(self).__name__}: {name}")
         return shape[axes[0]] if len(axes) == 1 else tuple(shape[a] for a in axes)
 
 

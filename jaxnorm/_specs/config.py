@@ -64,15 +64,21 @@ def from_dict(config: Mapping[str, Any], *, classes: Sequence[type] = ()) -> Any
     >>> jn.from_dict({"class": "GroupNorm", "groups": 4}) == jn.GroupNorm(groups=4)
     True
     """
-    known = {cls.__name__: cls for cls in (*_CLASSES, *classes)}
+    known = {cls.__name__: cls for cls in (*_CLASSES, *_checks.spec_classes(classes, Value))}
     if not isinstance(config, Mapping):
         raise TypeError(f"from_dict: {config!r} is not a mapping of fields, as {{'class': 'BatchNorm'}}.")
     name, fields = config.get("class"), {key: value for key, value in config.items() if key != "class"}
     cls = _checks.one_of(name, known, "from_dict: class")
     for field in fields:
         _checks.one_of(field, (*cls._static, *cls._numbers), f"from_dict: {name} has no field", TypeError)
-    numbers = {f: _number(v, f"from_dict: {name}.{f}", classes) for f, v in fields.items() if f in cls._numbers}
-    return cls(**fields | numbers)
+    made = {f: _structure(v) for f, v in fields.items() if f in cls._static}
+    for field in fields.keys() & set(cls._numbers):
+        value, who = fields[field], f"from_dict: {name}.{field}"
+        nested = cls is FrozenNorm and field == "spec"
+        if isinstance(value, str):
+            raise TypeError(f"{who}={value!r} is text. YAML reads 1e-5 as text, and 1.0e-5 as a number.")
+        made[field] = from_dict(value, classes=classes) if nested else _number(value, who)
+    return cls(**made)
 
 
 def _plain(value: Any, name: str) -> Any:
@@ -85,20 +91,34 @@ def _plain(value: Any, name: str) -> Any:
     if isinstance(value, np.dtype):
         return value.name
     array = _checks.known(value) if isinstance(value, jax.Array | np.ndarray | np.generic) else None
-    if array is None:
-        raise TypeError(f"to_dict: {name}={value!r} can't be written down: it is traced, or no number and no text.")
-    return {"array": np.asarray(array, np.float64).tolist(), "dtype": array.dtype.name}
+    if array is None or np.iscomplexobj(array):
+        raise TypeError(
+            f"to_dict: {name}={value!r} can't be written down: it is traced, or no real number and no text."
+        )
+    wide = array if array.dtype.kind in "iu" else array.astype(np.float64)
+    return {"array": wide.tolist(), "dtype": array.dtype.name}
 
 
-def _number(value: Any, who: str, classes: Sequence[type]) -> Any:
-    if isinstance(value, Mapping) and "array" in value:
-        dtype = jnp.dtype(value.get("dtype", "float32"))
-        # JAX may have no such wide numbers, which were some of NumPy then.
-        return (jnp if jax.dtypes.canonicalize_dtype(dtype) == dtype else np).asarray(value["array"], dtype)
+def _number(value: Any, who: str) -> Any:
+    """A number that a field holds, or an array of numbers."""
     if isinstance(value, Mapping):
-        return from_dict(value, classes=classes)
-    if isinstance(value, list):
-        return jnp.asarray(value, jnp.float32)
-    if isinstance(value, str):
-        raise TypeError(f"{who}={value!r} is text. YAML reads 1e-5 as text, and 1.0e-5 as a number.")
-    return value
+        if value.keys() != {"array", "dtype"}:
+            raise TypeError(f"{who}={dict(value)!r} is not a number: an array has the entries array and dtype.")
+        dtype = jnp.dtype(value["dtype"])
+        # JAX may have no such wide numbers, which were some of NumPy then.
+        return (jnp if jax.dtypes.canonicalize_dtype(dtype) == dtype else np).asarray(
+            _numeric(value["array"], who), dtype
+        )
+    return jnp.asarray(_numeric(value, who), jnp.float32) if isinstance(value, list) else value
+
+
+def _numeric(value: Any, who: str) -> np.ndarray:
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"{who}={value!r} are not numbers. YAML reads 1e-5 as text, and 1.0e-5 as a number.")
+    return array
+
+
+def _structure(value: Any) -> Any:
+    """Lists as tuples, which specs have for them, however deep."""
+    return tuple(map(_structure, value)) if isinstance(value, list) else value

@@ -9,7 +9,7 @@ from jaxtyping import ArrayLike, DTypeLike
 from jaxnorm import _checks
 from jaxnorm._annotations import Axes, Data, Result
 from jaxnorm._specs.base import Spec, Value, leaf
-from jaxnorm._types import Recalibrating, plain
+from jaxnorm._types import Recalibrating, plain, uncounted
 
 
 class FrozenNorm(Value):
@@ -27,6 +27,10 @@ class FrozenNorm(Value):
 
     spec: Any = leaf()
     trained: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _checks.spec(self.spec, "FrozenNorm")
 
     def __getattr__(self, name: str) -> Any:
         # Copies and unpickled ones are asked for special names before they have a spec.
@@ -50,9 +54,8 @@ class FrozenNorm(Value):
         _checks.train(train, "FrozenNorm")
         params = params if self.trained else lax.stop_gradient(params)
         if isinstance(state, Recalibrating):
-            # Without moments: data are not to replace its statistics.
-            state = state._replace(seen=None)  # pyright: ignore[reportArgumentType]
-            return self.spec.apply(params, plain(state), x, train=False, where=where)[0], state
+            y, _ = self.spec.apply(params, plain(state), x, train=False, where=where)
+            return y, state._replace(seen=uncounted(state.seen))
         return self.spec.apply(params, state, x, train=False, where=where)[0], state
 
 

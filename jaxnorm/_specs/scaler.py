@@ -122,8 +122,9 @@ class FeatureScaler(Value):
             return {k: y for k, (y, _) in each.items()}, {k: new for k, (_, new) in each.items()}
         x = self._fitting(params, state, x)
         where = _checks.where(where, x, who)
-        by = state = with_residuals(state)
+        by = with_residuals(state)
         if train:
+            state = by
             axes = tuple(a for a in range(x.ndim) if a not in _checks.axes(self._axes, x.ndim, who))
             new = feature_moments(Reduction(axes, _checks.names(self.axis_name, who)), x, where, state)
             new = jax.tree.map(lambda new, old: reshard_as(new.reshape(old.shape), old), new, state)

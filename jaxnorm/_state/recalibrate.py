@@ -9,7 +9,7 @@ from jax.core import Tracer
 from jaxnorm import _checks
 from jaxnorm._state.running import begin_recalibrating
 from jaxnorm._state.tree import map_stats, stats_by_path
-from jaxnorm._types import Recalibrating, plain
+from jaxnorm._types import plain
 
 State = TypeVar("State")
 
@@ -52,13 +52,8 @@ def recalibrate(step: Callable[[State, Any], State], state: State, batches: Iter
     _checks.reject_nnx_variables(state, "recalibrate")
     _checks.require_stats(stats_by_path(state))
     state, first, number = _run(step, map_stats(begin_recalibrating, state), batches)
-    _checks.require_data(_recalibrated(state), _recalibrated(first), number)
+    _checks.require_data(stats_by_path(state), stats_by_path(first), number)
     return map_stats(plain, state)
-
-
-def _recalibrated(state: Any) -> dict[str, Any]:
-    """The running statistics that are recalibrated, by their place: those of frozen norms are not."""
-    return {path: stats for path, stats in stats_by_path(state).items() if isinstance(stats, Recalibrating)}
 
 
 def _run(step: Callable[[State, Any], State], state: State, batches: Iterable[Any]) -> tuple[State, State, int]:
@@ -67,8 +62,6 @@ def _run(step: Callable[[State, Any], State], state: State, batches: Iterable[An
         raise TypeError("recalibrate: the state is traced. Call it outside of jit: it compiles the step by itself.")
     step, first, number = jax.jit(step), state, 0
     for batch in batches:
-        if not number:
-            state = _without_frozen(state, jax.eval_shape(step, state, batch))
         # Else batches would pile up in a queue of the device.
         jax.block_until_ready(state)
         old, state, number = state, step(state, batch), number + 1
@@ -81,13 +74,6 @@ def _run(step: Callable[[State, Any], State], state: State, batches: Iterable[An
     if not number:
         raise ValueError("recalibrate: there are no batches. An iterator that was used up gives none.")
     return state, first, number
-
-
-def _without_frozen(state: State, after: State) -> State:
-    """The state, with running statistics of norms that are frozen as they were; `after` a step these lack moments."""
-    if not any(isinstance(stats, Recalibrating) and stats.seen is None for stats in stats_by_path(after).values()):
-        return state
-    return map_stats(lambda stats, new: plain(stats) if new.seen is None else stats, state, after)  # pyright: ignore
 
 
 def _paths(state: Any) -> list[str]:

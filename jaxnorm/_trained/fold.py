@@ -3,12 +3,14 @@
 from typing import Any
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Inexact
 
 from jaxnorm import _checks
 from jaxnorm._core.numerics import wide_dtype, with_offset
 from jaxnorm._core.standardize import inverse_root
-from jaxnorm._specs.base import Spec
+from jaxnorm._specs.base import Norm, Spec
+from jaxnorm._specs.frozen import FrozenNorm
 from jaxnorm._state.running import nan_if_negative
 from jaxnorm._types import Moments
 
@@ -35,7 +37,8 @@ def fold(
     Args:
         spec: a norm with running statistics, frozen or not.
         params, state: those of the norm. `Moments` of a batch as state fold the norm as it is in training, for
-            quantization-aware training to round the kernel. Gradients flow through all of them.
+            quantization-aware training to round the kernel. Gradients flow through all of them, but for the
+            parameters of a norm that is frozen.
         kernel: of a dense layer or a convolution of any rank, strides and dilation, transposed, grouped or depthwise.
         bias: of (outputs,), or None for 0.
         output_axis, input_axis: of the kernel: -1 and -2 in JAX, 0 and 1 in PyTorch; in transposed convolutions of
@@ -43,7 +46,8 @@ def fold(
         groups: those of the channels, `feature_group_count`.
         before: whether the norm comes before the layer.
         padding: of a layer after the norm, "VALID" or 0. Zeros that it pads with are not normalized, and by a folded
-            layer they would be. Transposed convolutions always pad.
+            layer they would be. Transposed convolutions always pad. Nobody sees which axis is meant where sizes agree:
+            say `output_axis` for kernels of PyTorch.
 
     Returns:
         The kernel, of its shape and dtype, and the bias of (outputs,), of the kernel's dtype.
@@ -62,14 +66,18 @@ def fold(
     >>> print(kernel, bias, bn.apply(params, state, jnp.array([5.0]) @ jnp.array([[3.0]]) + 1, train=False)[0])
     [[1.5]] [-0.5] [7.]
     """
-    channels = _checks.folds(spec, params, state)
+    channels = _checks.folds(spec, Norm.apply, params, state)
+    if isinstance(spec, FrozenNorm) and not spec.trained:
+        params = lax.stop_gradient(params)
     kernel = _checks.data(kernel, "fold", "kernel")
     names = {"input_axis": input_axis, "output_axis": output_axis}
     axes = [_checks.axis(axis, kernel.ndim, f"fold: {name}", "kernel") for name, axis in names.items()]
     if before:
         _checks.unpadded(padding)
+    _checks.real_beside(kernel, bias, *params, state.mean)
+    sizes = [kernel.shape[axis] for axis in axes]
+    outputs = _checks.layer_of(sizes, channels, groups, before, axes, kernel.shape)
     wide = jnp.moveaxis(kernel.astype(wide_dtype(kernel)), axes, (-2, -1))
-    outputs = _checks.layer_of(wide.shape[-2:], channels, groups, before, axes, kernel.shape)
     bias = jnp.zeros(outputs, wide.dtype) if bias is None else _checks.layer_bias(bias, outputs).astype(wide.dtype)
     mean, slope, offset = _line(spec, params, state, wide)
     if before:
@@ -89,7 +97,8 @@ def _line(spec: Any, params: Any, state: Any, kernel: Array) -> tuple[Array, Arr
     dtype, real = kernel.dtype, kernel.real.dtype
     residual = state.mean_residual if isinstance(state, Moments) else None
     mean = state.mean if residual is None else state.mean + residual
-    r = inverse_root(nan_if_negative(jnp.asarray(state.var, real)) + jnp.asarray(spec.epsilon, real)).astype(dtype)
+    epsilon = _checks.number(spec.epsilon, kernel, "fold", "epsilon").astype(real)
+    r = inverse_root(nan_if_negative(jnp.asarray(state.var, real)) + epsilon).astype(dtype)
     slope = r if params.scale is None else r * with_offset(params.scale, spec.scale_offset, dtype)
     bias = jnp.zeros_like(slope) if params.bias is None else params.bias.astype(dtype)
     return jnp.asarray(mean, dtype), slope, bias

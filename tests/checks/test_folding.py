@@ -8,7 +8,22 @@ import jaxnorm as jn
 
 NORM = jn.BatchNorm(), *jn.BatchNorm().init(6)
 KERNEL = jnp.ones((3, 3, 4, 6))
+
+
+class Doubled(jn.BatchNorm):
+    def apply(self, params, state, x, *, train, where=None):
+        y, state = super().apply(params, state, x, train=train, where=where)
+        return 2 * y, state
+
+
 REFUSED = {
+    "Doubled has an apply of its own": lambda s, p, t: jn.fold(Doubled(), p, t, KERNEL),
+    r"params.scale has shape \(1, 6\)": lambda s, p, t: jn.fold(s, p._replace(scale=jnp.ones((1, 6))), t, KERNEL),
+    "epsilon=-1.0 is not 0 or more": lambda s, p, t: jn.fold(jn.BatchNorm(epsilon=-1.0), p, t, KERNEL),
+    "norm or the bias is complex": lambda s, p, t: jn.fold(s, p, t, KERNEL, jnp.ones(6, "complex64")),
+    "groups=0 is not a number": lambda s, p, t: jn.fold(s, p, t, KERNEL, groups=0),
+    "groups=2.0 is not a number": lambda s, p, t: jn.fold(s, p, t, KERNEL, groups=2.0),
+    "are both axis 3": lambda s, p, t: jn.fold(s, p, t, KERNEL, input_axis=-1),
     "LayerNorm": lambda s, p, t: jn.fold(jn.LayerNorm(), p, None, KERNEL),
     "InstanceNorm takes statistics of the data": lambda s, p, t: jn.fold(jn.InstanceNorm(), p, t, KERNEL),
     "BatchInstanceNorm": lambda s, p, t: jn.fold(jn.BatchInstanceNorm(), p, t, KERNEL),

@@ -158,6 +158,7 @@ def test_sharded_rows_stay_where_they_are(implementation):
 
 REFUSED = {
     "residual has dtype int32": lambda x: jn.add_rms_norm(x, x.astype("int32")),
+    "residual is None. Without one, the norm alone does it: layer_norm": lambda x: jn.add_layer_norm(x, None),
     "x has dtype int32": lambda x: jn.add_rms_norm(x.astype("int32"), x),
     r"residual has shape \(2, 8\), and x has shape \(5, 8\)": lambda x: jn.add_layer_norm(x, x[:2]),
     "takes no where": lambda x: jn.add_layer_norm(x, x, where=x > 0, implementation="pallas"),

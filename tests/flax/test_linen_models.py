@@ -126,6 +126,64 @@ def test_flags_setup_scan_and_remat():
     assert (updates["batch_stats"]["first"]["mean"] != 0).all()
 
 
+class Blockwise(nn.Module):
+    """A block that has a spec to make a norm of, and other layers."""
+
+    spec: jn.Spec
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Dropout(0.5, deterministic=False)(nn.Dense(3)(x))
+        return jn.linen.Norm(self.spec)(x, train=train)
+
+
+def test_a_block_with_a_spec_is_no_norm():
+    model = Blockwise(jn.BatchNorm())
+    variables = model.init({"params": KEY, "dropout": KEY}, X, False)
+
+    def loss(params):
+        with jn.linen.frozen():
+            return (model.apply({**variables, "params": params}, X, True, rngs={"dropout": KEY}) ** 3).sum()
+
+    grads = jax.grad(loss)(variables["params"])
+    assert (grads["Dense_0"]["kernel"] != 0).all()
+    assert all((v == 0).all() for v in jax.tree.leaves(grads["Norm_0"]))
+
+
+class Noisy(nn.BatchNorm):
+    """A norm of a user, with a variable, a key and something to sow."""
+
+    @nn.compact
+    def __call__(self, x, use_running_average=None):
+        shift = self.variable("consts", "shift", lambda: jnp.ones(3)).value
+        x = super().__call__(x, use_running_average)
+        self.sow("intermediates", "seen", x)
+        return x + shift.reshape(1, 1, 1, 3) + jax.random.normal(self.make_rng("noise"), x.shape)
+
+
+def test_a_norm_may_have_keys_variables_and_more():
+    model = Noisy(use_running_average=False)
+    variables = model.init({"params": KEY, "noise": KEY}, X)
+    with jn.linen.frozen():
+        y, updates = model.apply(variables, X, rngs={"noise": KEY}, mutable=["intermediates", "batch_stats"])
+    evaluating = Noisy(use_running_average=True)
+    np.testing.assert_allclose(y, evaluating.apply(variables, X, rngs={"noise": KEY}), rtol=1e-5)
+    np.testing.assert_allclose(updates["intermediates"]["seen"][0], X, rtol=1e-4)
+    jax.tree.map(np.testing.assert_array_equal, updates["batch_stats"], variables["batch_stats"])
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_what_its_author_froze_stays_as_it_was_said(trained):
+    model = jn.linen.Norm(jn.freeze(jn.BatchNorm(), trained=trained), train=True)
+    variables = model.init(KEY, X)
+
+    def loss(params):
+        with jn.linen.frozen(trained=not trained):
+            return (model.apply({**variables, "params": params}, X) ** 3).sum()
+
+    assert (jax.grad(loss)(variables["params"])["scale"] != 0).all() == trained
+
+
 def test_recalibrate_leaves_frozen_norms_alone():
     model, variables = resnet(NORMS["spec"])
     before = variables["batch_stats"]

@@ -121,6 +121,29 @@ def test_recalibrate_and_accumulate_leave_it_alone(name):
     assert jax.tree.structure(after) == jax.tree.structure(before)
 
 
+@pytest.mark.parametrize(
+    "made", [*NORMS.values(), lambda n, rngs: jn.nnx.Norm(jn.BatchNorm(momentum=jnp.array(0.9)), n)]
+)
+def test_there_and_back_is_nothing_done(made):
+    """Also with an array in the spec, which is a variable of its own."""
+    norm = made(3, rngs=nnx.Rngs(0))
+    graph, state = nnx.split(norm)
+    jn.nnx.freeze(norm)
+    assert jax.tree.structure(nnx.state(norm)) == jax.tree.structure(state)
+    jn.nnx.unfreeze(norm)
+    assert nnx.graphdef(norm) == graph
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_what_its_author_froze_stays_as_it_was_said(trained):
+    norm = jn.nnx.Norm(jn.freeze(jn.BatchNorm(), trained=trained), 3)
+    jn.nnx.freeze(norm, trained=not trained)
+    grads = nnx.grad(lambda norm: (norm(X) ** 3).sum())(norm)
+    assert (grads["scale"][...] != 0).all() == trained
+    jn.nnx.unfreeze(norm)
+    assert norm.spec == jn.freeze(jn.BatchNorm(), trained=trained)
+
+
 def test_what_cannot_be_frozen():
     theirs = NNXResNet18(nnx.BatchNorm, width=4, rngs=nnx.Rngs(0))
     says(lambda: jn.nnx.freeze(theirs), "is flax.nnx.BatchNorm", "jaxnorm.nnx.BatchNorm")
@@ -130,4 +153,5 @@ def test_what_cannot_be_frozen():
         "freeze: the model has no norms that select='heads' means",
         "blocks.0.norm1",
     )
+    says(lambda: jn.nnx.freeze(ours, 5), "select=5 is none of", error=TypeError)
     says(lambda: jn.nnx.unfreeze(nnx.Linear(2, 2, rngs=nnx.Rngs(0))), "unfreeze", "Its norms are: none")

@@ -40,6 +40,13 @@ def test_a_wide_stream_stays_wide_and_y_is_as_narrow_as_x(kind):
     assert h.dtype == jnp.float32
 
 
+def test_a_complex_residual_makes_both_complex():
+    residual = jax.lax.complex(R, jnp.ones_like(R))
+    y, h = jn.add_rms_norm(X, residual)
+    assert y.dtype == h.dtype == jnp.complex64
+    np.testing.assert_array_equal(y, jn.rms_norm(X.astype(jnp.complex64) + residual))
+
+
 def test_features_over_devices():
     y, h = jax.vmap(lambda x, r: jn.add_rms_norm(x, r, axis_name="i"), in_axes=2, out_axes=2, axis_name="i")(
         X[..., None], R[..., None]

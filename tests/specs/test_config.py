@@ -30,6 +30,9 @@ SPECS = [
     jn.BatchNorm(epsilon=jnp.array([[1e-5], [0.1]]), momentum=jnp.float32(0.9)),
     jn.BatchNorm(epsilon=np.float64(0.1), momentum=jnp.array([0.5, 0.9], "bfloat16")),
     Twice(factor=3.0, kind="other"),
+    Twice(kind=(1, (2, "a"))),
+    jn.BatchNorm(epsilon=np.int64(2**60 + 1)),
+    jn.FeatureScaler(clip=10.0, center=False, channel_axis=(-2, -1)),
 ]
 
 
@@ -42,7 +45,7 @@ def test_there_and_back(spec, write):
     assert jax.tree.structure(again) == jax.tree.structure(spec)
     for got, want in zip(jax.tree.leaves(again), jax.tree.leaves(spec), strict=True):
         assert np.asarray(got).dtype == np.asarray(want).dtype
-        np.testing.assert_array_equal(np.float64(got), np.float64(want))
+        np.testing.assert_array_equal(np.asarray(got), np.asarray(want))
     assert again == spec
 
 
@@ -59,6 +62,14 @@ def test_what_somebody_wrote():
 
 
 MISTAKES = {
+    "use_scale='false' is not True or False": {"class": "BatchNorm", "use_scale": "false"},
+    "track='no' is not True or False": {"class": "InstanceNorm", "track": "no"},
+    "trained=None is not True": {"class": "FrozenNorm", "spec": {"class": "LayerNorm"}, "trained": None},
+    "spec=5 is not a spec|not a mapping": {"class": "FrozenNorm", "spec": 5},
+    "momentum=.*is not a number: an array has": {"class": "BatchNorm", "momentum": {"class": "LayerNorm"}},
+    "momentum=.*dtyp.*is not a number": {"class": "BatchNorm", "momentum": {"array": 0.9, "dtyp": "float64"}},
+    r"momentum=\['0.9'\] are not numbers": {"class": "BatchNorm", "momentum": ["0.9"]},
+    "no norm|class": {"class": ["BatchNorm"]},
     "from_dict: class 'BatchNrom'. Did you mean 'BatchNorm'.*Known are: BatchInstanceNorm, BatchNorm": {
         "class": "BatchNrom"
     },
@@ -81,4 +92,7 @@ def test_what_cannot_be_written_down():
     says(lambda: jn.to_dict(jn.BatchNorm), "not a spec")
     says(lambda: jn.to_dict({"class": "BatchNorm"}), "not a spec")
     says(lambda: jn.to_dict(jn.BatchNorm(axis_name=object())), "axis_name=<object.*can't be written down")
+    says(lambda: jn.to_dict(jn.BatchNorm(epsilon=jnp.array(1j))), "no real number")
+    says(lambda: jn.from_dict({"class": "BatchNorm"}, classes=[int]), "classes=.*is not a list of subclasses")
+    says(lambda: jn.FrozenNorm(spec=5), "spec=5 is not a spec")
     says(lambda: jax.jit(lambda e: jn.to_dict(jn.BatchNorm(epsilon=e)))(0.1), "epsilon=.*traced")

@@ -120,6 +120,21 @@ def test_accumulating_and_recalibrating_leave_it_alone():
     np.testing.assert_array_equal(y, norms["free"].apply(PARAMS, STATE, X, train=False)[0])
 
 
+def test_recalibrate_within_a_scan_and_a_conditional():
+    """What a frozen norm gives back has the structure of what it was given."""
+    frozen, free = jn.freeze(jn.BatchNorm()), jn.BatchNorm()
+
+    def step(states, x):
+        once = lambda state, x: (frozen.apply(PARAMS, state, x, train=True)[1], 0)
+        state, _ = jax.lax.scan(once, states["frozen"], jnp.stack([x, x]))
+        state = jax.lax.cond(x.sum() > 0, lambda s: once(s, x)[0], lambda s: s, state)
+        return {"frozen": state, "free": free.apply(PARAMS, states["free"], x, train=False)[1]}
+
+    new = jn.recalibrate(step, {"frozen": STATE, "free": STATE}, [X, X + 1])
+    jax.tree.map(np.testing.assert_array_equal, new["frozen"], STATE)
+    np.testing.assert_allclose(new["free"].mean, X.mean((0, 1)) + 0.5, rtol=1e-5)
+
+
 class Pair(nn.Module):
     """A norm that is frozen, called twice, and one that is not."""
 

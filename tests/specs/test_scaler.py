@@ -564,3 +564,13 @@ SCALER_MISTAKES = {
 def test_mistakes(message):
     with pytest.raises((TypeError, ValueError), match=message):
         SCALER_MISTAKES[message]()
+
+
+def test_evaluation_gives_back_the_very_state():
+    """Else a module would want to write it, in evaluation, too."""
+    scaler = jn.FeatureScaler()
+    _, state = scaler.init(4)
+    assert scaler.apply(None, state, SKEWED, train=False)[1] is state
+    model = jn.linen.Norm(scaler)
+    variables = model.init(jax.random.key(0), SKEWED, train=False)
+    np.testing.assert_array_equal(model.apply(variables, SKEWED, train=False), SKEWED)

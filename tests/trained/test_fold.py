@@ -189,6 +189,18 @@ def test_quantization_aware_training_rounds_the_kernel_of_a_batch():
     jax.tree.map(lambda got, want: close(got, want, rtol=1e-3, atol=1e-3), *grads)
 
 
+@pytest.mark.parametrize("trained", [False, True])
+def test_parameters_of_a_frozen_norm_get_no_gradient(trained):
+    _, kernel, bias, _ = layer("2-D", True)
+    spec, params, state = norm(6)
+    loss = lambda params, kernel: sum(
+        (v**2).sum() for v in jn.fold(jn.freeze(spec, trained=trained), params, state, kernel, bias)
+    )
+    of_params, of_kernel = jax.grad(loss, (0, 1))(params, kernel)
+    assert all((v != 0).all() == trained for v in of_params)
+    assert (of_kernel != 0).all()
+
+
 def test_jit_vmap_and_float64():
     _, kernel, bias, _ = layer("2-D", True)
     spec, params, state = norm(6)
