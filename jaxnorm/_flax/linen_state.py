@@ -34,8 +34,8 @@ def is_recalibrating(module: nn.Module) -> bool:
 
 def with_added(module: nn.Module, state: Any) -> Any:
     """Running statistics, with a `weight_sum` that is there, and what `jn.accumulate` or `jn.recalibrate` has added."""
-    added = () if hasattr(module, "_frozen") else ADDED
-    names = [name for name in ("weight_sum", *added) if module.has_variable("batch_stats", name)]
+    known = ("weight_sum", *(() if hasattr(module, "_frozen") else ADDED))
+    names = [name for name in known if module.has_variable("batch_stats", name)]
     added = {name: module.get_variable("batch_stats", name) for name in names}
     return running_of({**running_fields(state), **added}) if added else state
 
