@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from devices import mesh
-from interpreted import compiled, value_and_pull
+from interpreted import compiled, interpreted, value_and_pull
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -17,6 +17,13 @@ from benchmarks import hlo
 VERBS = {"layer": (jn.add_layer_norm, jn.layer_norm), "rms": (jn.add_rms_norm, jn.rms_norm)}
 ALIKE = {"rtol": 1e-5, "atol": 2e-5}
 both = pytest.mark.parametrize("kind", VERBS)
+
+
+@pytest.fixture(scope="module", params=["triton", "mosaic"])
+def implementation(request):
+    """Kernels: without one, these verbs are what they are compared with."""
+    with interpreted(request.param) as name:
+        yield name
 
 
 def added(kind, implementation, **kwargs):
@@ -52,15 +59,17 @@ def close(got, want, rtol=1e-5, atol=2e-5):
 
 
 @both
-@pytest.mark.parametrize("shape", [(77, 7), (5, 1000), (2, 9, 96)])
+@pytest.mark.parametrize("shape", [(77, 7), (2, 9, 100)])
 def test_values_and_cotangents(kind, shape, implementation):
     args, cotangents = data(shape)
     got = value_and_pull(added(kind, implementation))(cotangents, *args)
     close(got, value_and_pull(written_out(kind))(cotangents, *args), atol=1e-4)
 
 
-@both
-@pytest.mark.parametrize("dtypes", [("bfloat16", "bfloat16"), ("bfloat16", "float32"), ("float32", "bfloat16")])
+@pytest.mark.parametrize(
+    ("kind", "dtypes"),
+    [("layer", ("bfloat16", "bfloat16")), ("rms", ("bfloat16", "float32")), ("layer", ("float32", "bfloat16"))],
+)
 def test_a_stream_may_be_wider_or_narrower(kind, dtypes, implementation):
     """h is rounded as the sum is. XLA may take y of what was not rounded yet, so that y is compared within that."""
     args, cotangents = data((20, 96), dtypes)
@@ -86,8 +95,7 @@ def test_a_scale_and_offset_for_each_example(implementation):
     close(got, value_and_pull(written_out("layer", scale_offset=1.0))(cotangents, *args), atol=1e-4)
 
 
-@both
-@pytest.mark.parametrize("moved", ["x", "residual", "scale", "all"])
+@pytest.mark.parametrize(("kind", "moved"), [("layer", "all"), ("layer", "residual"), ("rms", "x"), ("rms", "scale")])
 def test_tangents(kind, moved, implementation):
     args, _ = data((5, 96))
     names = ("x", "residual", "scale", "bias")
