@@ -25,7 +25,7 @@ def is_selected(select: Select, path: Sequence[Any], module: Any) -> bool:
 
 
 def has_running_stats(module: Any) -> bool:
-    """Whether a norm of linen or nnx has running statistics, or none before it was called."""
+    """Whether a norm of linen, bound to its variables, or of nnx has running statistics."""
     if hasattr(module, "variables"):
         return "batch_stats" in module.variables
     return getattr(module, "mean", None) is not None

@@ -55,12 +55,9 @@ def add_layer_norm(
     >>> print(y.round(3), h)
     [-1.  1.] [1. 3.]
     """
-    x, residual = _addends(x, residual, "add_layer_norm")
-    axes = _checks.axes(axis, x.ndim, "add_layer_norm: axis")
-    reduction = Reduction(axes, _checks.names(axis_name, "add_layer_norm"))
     return _add_and_normalize(
-        x, residual, reduction, scale, bias, epsilon=epsilon, where=where, who="add_layer_norm",
-        scale_offset=scale_offset, dtype=dtype, implementation=implementation,
+        x, residual, scale, bias, axis=axis, axis_name=axis_name, centered=True, epsilon=epsilon, where=where,
+        who="add_layer_norm", scale_offset=scale_offset, dtype=dtype, implementation=implementation,
     )  # fmt: skip
 
 
@@ -103,25 +100,21 @@ def add_rms_norm(
     >>> print(y.round(3), h)
     [ 1. -1.] [ 3. -3.]
     """
-    x, residual = _addends(x, residual, "add_rms_norm")
-    axes = _checks.axes(axis, x.ndim, "add_rms_norm: axis")
-    reduction = Reduction(axes, _checks.names(axis_name, "add_rms_norm"), centered=False)
     return _add_and_normalize(
-        x, residual, reduction, scale, bias, epsilon=epsilon, where=where, who="add_rms_norm",
-        scale_offset=scale_offset, dtype=dtype, implementation=implementation,
+        x, residual, scale, bias, axis=axis, axis_name=axis_name, centered=False, epsilon=epsilon, where=where,
+        who="add_rms_norm", scale_offset=scale_offset, dtype=dtype, implementation=implementation,
     )  # fmt: skip
 
 
-def _addends(x: Any, residual: Any, who: str) -> tuple[Array, Array]:
-    x = _checks.data(x, who)
-    return x, _checks.residual(residual, x, who)
-
-
 def _add_and_normalize(
-    x: Array, residual: Array, reduction: Reduction, scale: Any, bias: Any, *, epsilon: ArrayLike, where: Any,
-    who: str, scale_offset: float, dtype: Any, implementation: Any,
+    x: Any, residual: Any, scale: Any, bias: Any, *, axis: Axes, axis_name: Names | None, centered: bool,
+    epsilon: ArrayLike, where: Any, who: str, scale_offset: float, dtype: Any, implementation: Any,
 ) -> tuple[Array, Array]:  # fmt: skip
     """y and h of a norm whose scale and bias lie along what it reduces."""
+    x = _checks.data(x, who)
+    residual = _checks.residual(residual, x, who)
+    axes = _checks.axes(axis, x.ndim, f"{who}: axis")
+    reduction = Reduction(axes, _checks.names(axis_name, who), centered=centered)
     options = {
         "epsilon": epsilon, "where": where, "who": who, "scale_offset": scale_offset,
         "dtype": _checks.output_dtype(dtype, residual if jnp.iscomplexobj(residual) else x, who),

@@ -16,6 +16,7 @@ from jaxnorm._specs.scaler import FeatureScaler
 _CLASSES = (
     BatchInstanceNorm, BatchNorm, FeatureScaler, FrozenNorm, GroupNorm, Identity, InstanceNorm, LayerNorm, RMSNorm,
 )  # fmt: skip
+_YAML = "YAML reads 1e-5 as text, and 1.0e-5 as a number."
 
 
 def to_dict(spec: Any) -> dict[str, Any]:
@@ -73,10 +74,8 @@ def from_dict(config: Mapping[str, Any], *, classes: Sequence[type] = ()) -> Any
         _checks.one_of(field, (*cls._static, *cls._numbers), f"from_dict: {name} has no field", TypeError)
     made = {f: _structure(v) for f, v in fields.items() if f in cls._static}
     for field in fields.keys() & set(cls._numbers):
-        value, who = fields[field], f"from_dict: {name}.{field}"
         nested = cls is FrozenNorm and field == "spec"
-        if isinstance(value, str):
-            raise TypeError(f"{who}={value!r} is text. YAML reads 1e-5 as text, and 1.0e-5 as a number.")
+        value, who = fields[field], f"from_dict: {name}.{field}"
         made[field] = from_dict(value, classes=classes) if nested else _number(value, who)
     return cls(**made)
 
@@ -101,6 +100,8 @@ def _plain(value: Any, name: str) -> Any:
 
 def _number(value: Any, who: str) -> Any:
     """A number that a field holds, or an array of numbers."""
+    if isinstance(value, str):
+        raise TypeError(f"{who}={value!r} is text. {_YAML}")
     if isinstance(value, Mapping):
         if value.keys() != {"array", "dtype"}:
             raise TypeError(f"{who}={dict(value)!r} is not a number: an array has the entries array and dtype.")
@@ -115,7 +116,7 @@ def _number(value: Any, who: str) -> Any:
 def _numeric(value: Any, who: str) -> np.ndarray:
     array = np.asarray(value)
     if array.dtype.kind not in "fiu":
-        raise TypeError(f"{who}={value!r} are not numbers. YAML reads 1e-5 as text, and 1.0e-5 as a number.")
+        raise TypeError(f"{who}={value!r} are not numbers. {_YAML}")
     return array
 
 

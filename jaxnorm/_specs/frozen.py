@@ -53,10 +53,10 @@ class FrozenNorm(Value):
         """The normalized `x`, and the state as it was. `train` has no effect."""
         _checks.train(train, "FrozenNorm")
         params = params if self.trained else lax.stop_gradient(params)
+        kept = state
         if isinstance(state, Recalibrating):
-            y, _ = self.spec.apply(params, plain(state), x, train=False, where=where)
-            return y, state._replace(seen=uncounted(state.seen))
-        return self.spec.apply(params, state, x, train=False, where=where)[0], state
+            state, kept = plain(state), state._replace(seen=uncounted(state.seen))
+        return self.spec.apply(params, state, x, train=False, where=where)[0], kept
 
 
 def freeze(spec: Spec, *, trained: bool = False) -> FrozenNorm:

@@ -125,7 +125,8 @@ class FeatureScaler(Value):
         by = with_residuals(state)
         if train:
             state = by
-            axes = tuple(a for a in range(x.ndim) if a not in _checks.axes(self._axes, x.ndim, who))
+            channels = self._channels(x)
+            axes = tuple(a for a in range(x.ndim) if a not in channels)
             new = feature_moments(Reduction(axes, _checks.names(self.axis_name, who)), x, where, state)
             new = jax.tree.map(lambda new, old: reshard_as(new.reshape(old.shape), old), new, state)
             by, state = merge_pair(state, new), merge_pair(state, lax.stop_gradient(new))
@@ -176,9 +177,13 @@ class FeatureScaler(Value):
     def _fitting(self, params: Any, state: Any, x: Any) -> Array:
         """`x` as an array, which fits the scaler and its state."""
         x = _checks.data(x, "FeatureScaler")
-        _checks.axes(self._axes, x.ndim, "FeatureScaler: channel_axis")
+        self._channels(x)
         _checks.fits_scaler(self, self._axes, params, state, x)
         return x
+
+    def _channels(self, x: Array) -> tuple[int, ...]:
+        """The axes of `x` that hold features."""
+        return _checks.axes(self._axes, x.ndim, "FeatureScaler: channel_axis")
 
     def _measure(self, state: Any, x: Array) -> tuple[Any, Any, Any]:
         """Where a feature has its 0, in two numbers, and its 1, as they meet `x`: x = origin + residual + unit · y."""
@@ -193,5 +198,5 @@ class FeatureScaler(Value):
         return tuple(self._vector(v, x) for v in (origin, residual, jnp.where(spread > 0, spread, 1)))
 
     def _vector(self, v: Array, x: Array) -> Any:
-        channels = _checks.axes(self._axes, x.ndim, "FeatureScaler: channel_axis")
+        channels = self._channels(x)
         return place_like(v.reshape([n if a in channels else 1 for a, n in enumerate(x.shape)]), x).astype(x.dtype)

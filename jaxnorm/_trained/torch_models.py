@@ -65,13 +65,11 @@ def load_variables(variables: Mapping[str, Any], state_dict: Mapping[str, Any], 
     >>> jn.torch.load_variables(variables, arrays, [("^fc$", "Dense_0")])["params"]["Dense_0"]["bias"]
     Array([1., 1.], dtype=float32)
     """
-    places, by_key = _places(variables), _matched(variables, state_dict, rules)
-    arrays = {key: _turned(to_array(value), by_key.get(key)) for key, value in state_dict.items() if by_key.get(key)}
-    names = [place.name for place in by_key.values() if place]
-    _checks.meet_once(names, "torch.load_variables")
-    found = {place.name if place else key: arrays[key].shape if place else None for key, place in by_key.items()}
-    _checks.arrays_fit(found, {p.name: p.shape for p in places}, "torch.load_variables")
-    by_path = {place.path: jnp.asarray(arrays[key]) for key, place in by_key.items() if place}
+    places = _fitting(variables, state_dict, rules, "torch.load_variables")
+    by_path = {
+        place.path: jnp.asarray(_turned(to_array(state_dict[key]), place, (1, 0), (-2, -1)))
+        for key, place in places.items()
+    }
     return _rebuilt(variables, by_path, ())
 
 
@@ -100,12 +98,12 @@ def dump_variables(
     >>> jn.torch.dump_variables(variables, like)["fc.weight"].shape
     (2, 3)
     """
-    load_variables(variables, state_dict, rules)
-    dumped = {}
-    for key, place in _matched(variables, state_dict, rules).items():
-        value = np.asarray(_at(variables, place.path)) if place else to_array(state_dict[key])
-        dumped[key] = _turned_back(value, place)
-    return {key: dumped.get(key, to_array(value)) for key, value in state_dict.items()}
+    places = _fitting(variables, state_dict, rules, "torch.dump_variables")
+    return {
+        key: _turned(np.asarray(_at(variables, places[key].path)), places[key], (-2, -1), (1, 0))
+        if key in places else to_array(value)
+        for key, value in state_dict.items()
+    }  # fmt: skip
 
 
 def to_array(value: Any) -> np.ndarray:
@@ -144,17 +142,21 @@ def _matched(variables: Any, state_dict: Mapping[str, Any], rules: Rules) -> dic
     return matched
 
 
-def _turned(value: np.ndarray, place: _Place | None) -> np.ndarray:
-    """A kernel with its outputs last, of one that has them first."""
-    if place is None or place.path[-1] != "kernel" or value.ndim < 2:
-        return value
-    return np.moveaxis(value, (1, 0), (-2, -1))
+def _fitting(variables: Any, state_dict: Mapping[str, Any], rules: Rules, who: str) -> dict[str, _Place]:
+    """For each array of PyTorch that our model has, too, its place; raises unless all of them fit."""
+    matched = _matched(variables, state_dict, rules)
+    places = {key: place for key, place in matched.items() if place}
+    _checks.meet_once([place.name for place in places.values()], who)
+    found: dict[str, Any] = {key: None for key in matched if key not in places}
+    for key, place in places.items():
+        found[place.name] = _turned(to_array(state_dict[key]), place, (1, 0), (-2, -1)).shape
+    _checks.arrays_fit(found, {place.name: place.shape for place in _places(variables)}, who)
+    return places
 
 
-def _turned_back(value: np.ndarray, place: _Place | None) -> np.ndarray:
-    if place is None or place.path[-1] != "kernel" or value.ndim < 2:
-        return value
-    return np.moveaxis(value, (-2, -1), (1, 0))
+def _turned(value: np.ndarray, place: _Place, source: tuple[int, int], target: tuple[int, int]) -> np.ndarray:
+    """An array with the inputs and outputs of a kernel moved from some axes to others."""
+    return np.moveaxis(value, source, target) if place.path[-1] == "kernel" and value.ndim > 1 else value
 
 
 def _at(tree: Any, path: tuple[Any, ...]) -> Any:

@@ -11,7 +11,7 @@ Where features are no multiple of 128, XLA may lay arguments out the other way r
 1000 features: 6 + 7 passes, not 2 + 3).
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,6 @@ from jax.experimental.pallas import tpu
 from jaxtyping import Array, Float
 
 from jaxnorm._core.kernels.arithmetic import WIDEST, add, inverse_root, like, scaled, variance
-from jaxnorm._core.numerics import dtype_of_sum
 
 _LANES = 128
 _BLOCK = 2**18
@@ -148,10 +147,9 @@ def forward(
     epsilon: Float[Array, "segments 1"],
     *,
     centered: bool,
-    dtype: Any,
+    dtypes: Sequence[Any],
 ) -> list[Array]:
-    """y of rows, in the given dtype, and x + residual where there is one."""
-    dtypes = [dtype] if residual is None else [dtype, dtype_of_sum(x, residual)]
+    """y of rows, and x + residual where there is one, in these dtypes."""
     kernel = partial(_forward, centered=centered)
     results = [like(x, x.shape, d) for d in dtypes]
     return _call(kernel, "jaxnorm_rows", results, (x, residual), scale, bias, epsilon)

@@ -18,6 +18,7 @@ from jax.sharding import AbstractDevice, AbstractMesh
 from jaxtyping import Array
 
 from jaxnorm._core.kernels.partition import by_shards, devices_known
+from jaxnorm._core.numerics import dtype_of_sum
 
 _MEASURED = ("H100", "H200")
 """GPUs, one chip with two kinds of memory, on which kernels were timed: elsewhere None stays with XLA."""
@@ -67,8 +68,10 @@ def forward(module: ModuleType, *args: Array, rows: Any) -> list[Array]:
     """y by a kernel, and h."""
     x, residual, others = rows.split(args)
     cut, *vectors = _operands(rows, (x, *others))
-    residual = residual if residual is None else residual.reshape(cut.shape)
-    found = module.forward(cut, residual, *vectors, centered=rows.centered, dtype=rows.dtype)
+    dtypes = [rows.dtype]
+    if residual is not None:
+        residual, dtypes = residual.reshape(cut.shape), [rows.dtype, dtype_of_sum(x, residual)]
+    found = module.forward(cut, residual, *vectors, centered=rows.centered, dtypes=dtypes)
     return [v.reshape(x.shape) for v in found]
 
 

@@ -18,7 +18,6 @@ from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
 
 from jaxnorm._core.kernels.arithmetic import WIDEST, add, inverse_root, like, scaled, variance
-from jaxnorm._core.numerics import dtype_of_sum
 
 # Multiprocessors of an H100 and an H200. With fewer or more of them the last wave of programs is not full, no more.
 _PROCESSORS = 132
@@ -244,11 +243,10 @@ def forward(
     epsilon: Float[Array, "segments 1"],
     *,
     centered: bool,
-    dtype: Any,
+    dtypes: Sequence[Any],
 ) -> list[Array]:
-    """y of rows, in the given dtype, and x + residual where there is one."""
+    """y of rows, and x + residual where there is one, in these dtypes."""
     cut = tiling(x.shape[2], backward=False)
-    dtypes = [dtype] if residual is None else [dtype, dtype_of_sum(x, residual)]
     kernel = partial(_forward, cut=cut, centered=centered)
     segments, rows, features = x.shape
     results = [(_segment(rows, features), like(x, x.shape, d)) for d in dtypes]
