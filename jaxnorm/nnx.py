@@ -19,6 +19,7 @@ from jaxnorm._annotations import Axes, Data, Result
 from jaxnorm._flax import layout, nnx_state
 from jaxnorm._flax.call import standardized, tracked
 from jaxnorm._flax.layout import Layout
+from jaxnorm._flax.nnx_folding import fold
 from jaxnorm._flax.nnx_init import Frozen, WithScaleOffset
 from jaxnorm._flax.nnx_models import accumulate, commit, freeze, recalibrate, unfreeze
 from jaxnorm._flax.patching import replaced
@@ -28,7 +29,7 @@ from jaxnorm._specs.frozen import freeze as freeze_spec
 from jaxnorm._types import Affine, Recalibrating, RunningStats, with_given
 
 __all__ = [
-    "BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "Norm", "RMSNorm", "accumulate", "commit", "freeze",
+    "BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "Norm", "RMSNorm", "accumulate", "commit", "fold", "freeze",
     "patched", "recalibrate", "unfreeze",
 ]  # fmt: skip
 

@@ -3,22 +3,17 @@
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 from flax import linen as nn
 from flax.core.scope import union_filters
 from jax import lax
 
-from jaxnorm._flax.evaluate import eval_kwargs, model_arguments
+from jaxnorm._flax.linen_calls import eval_arguments, is_norm_call, with_attributes
 from jaxnorm._flax.linen_state import as_frozen, has_spec
 from jaxnorm._flax.selection import Select, is_selected, nothing_selected
 from jaxnorm._specs.frozen import FrozenNorm, freeze
 from jaxnorm._state.recalibrate import recalibrate as recalibrate_by_steps
-
-_FLAX = nn.BatchNorm, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm
-_OF_APPLY = ("rngs", "method", "capture_intermediates")
-"""What `recalibrate` passes to `model.apply`, and not to the model."""
 
 
 def recalibrate(model: nn.Module, variables: Mapping[str, Any], batches: Iterable[Any], **kwargs) -> dict[str, Any]:
@@ -56,17 +51,14 @@ def recalibrate(model: nn.Module, variables: Mapping[str, Any], batches: Iterabl
     [4.]
     """
     fixed = {name: value for name, value in variables.items() if name != "batch_stats"}
-    method = kwargs.get("method") or "__call__"
-    call = getattr(model, method) if isinstance(method, str) else partial(method, model)
     # A filter of collections: these, and all that the model writes into. What it writes elsewhere is thrown away.
     mutable = union_filters(kwargs.pop("mutable", False), "batch_stats")
 
     def step(state: Any, inputs: Any) -> Any:
         fixed, batch = inputs
-        args, given = model_arguments(batch, kwargs)
-        of_apply = {name: given.pop(name) for name in _OF_APPLY if name in given}
-        options = eval_kwargs(call, args, given) | of_apply
-        _, updates = model.apply({**fixed, "batch_stats": state}, *args, **options, mutable=mutable)
+        args, options, of_apply = eval_arguments(model, batch, kwargs, "recalibrate")
+        of_apply["mutable"] = mutable
+        _, updates = model.apply({**fixed, "batch_stats": state}, *args, **options, **of_apply)
         return updates["batch_stats"]
 
     # Fixed variables are arguments of the step: what a compiled function closes over becomes constants of its program.
@@ -105,9 +97,8 @@ def frozen(select: Select = None, *, trained: bool = False) -> Iterator[None]:
 
     def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
         module = context.module
-        norm = context.method_name == "__call__" and (isinstance(module, _FLAX) or has_spec(module))
         # A subclass calls its base within its own call.
-        if not norm or module.is_initializing() or hasattr(module, "_frozen"):
+        if not is_norm_call(context) or module.is_initializing() or hasattr(module, "_frozen"):
             return call(*args, **kwargs)
         called[module.path] = module
         if not is_selected(select, module.path, module):
@@ -127,7 +118,7 @@ def frozen(select: Select = None, *, trained: bool = False) -> Iterator[None]:
 def _by_spec(module: Any, trained: bool, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """A call of a `Norm` with its spec frozen; one that is frozen stays as its author said."""
     spec = module.spec if isinstance(module.spec, FrozenNorm) else freeze(module.spec, trained=trained)
-    with _attributes(module, spec=spec):
+    with with_attributes(module, spec=spec):
         return call(*args, **kwargs)
 
 
@@ -142,20 +133,5 @@ def _by_flags(module: Any, trained: bool, call: Callable[..., Any], args: Any, k
         given.arguments["use_running_average"] = True
         args, kwargs = given.args[1:], given.kwargs
         attributes["use_running_average"] = None
-    with as_frozen(module), _attributes(module, **attributes):
+    with as_frozen(module), with_attributes(module, **attributes):
         return call(*args, **kwargs)
-
-
-@contextmanager
-def _attributes(module: Any, **attributes: Any) -> Iterator[None]:
-    """A bound module with other attributes for a while: they are its own, and go with the call that made it."""
-    had = {name: vars(module)[name] for name in attributes if name in vars(module)}
-    try:
-        for name, value in attributes.items():
-            object.__setattr__(module, name, value)
-        yield
-    finally:
-        for name in attributes:
-            object.__delattr__(module, name)
-        for name, value in had.items():
-            object.__setattr__(module, name, value)

@@ -93,7 +93,7 @@ def recalibrate(model: nnx.Module, batches: Iterable[Any], **kwargs) -> None:
         net = nnx.merge(graph, variables)
         nnx_state.store_all(net, stats)
         args, kwargs_ = model_arguments(batch, kwargs)
-        net(*args, **eval_kwargs(net.__call__, args, kwargs_))
+        net(*args, **eval_kwargs(net.__call__, args, kwargs_, "recalibrate"))
         return stats | nnx_state.read_all(net)
 
     if stats := nnx_state.read_all(model):

@@ -31,8 +31,10 @@ ELSEWHERE = {
     "nnx.py": "flax/test_nnx.py",
     "torch.py": "trained/test_torch.py",
     "_checks/arrays.py": "trained/test_torch.py",
+    "_flax/linen_calls.py": "flax/test_linen_models.py",
     "_flax/linen_state.py": "flax/test_linen.py",
     "_specs/norms.py": "specs/test_base.py",
+    "_trained/model_folding.py": "flax/test_folding.py",
     "_checks/specs.py": "checks/test_errors.py",
 }
 files = pytest.mark.parametrize("path", FILES, ids=str)

@@ -1,0 +1,139 @@
+"""Layers and norms of Flax in the terms of `fold`, whether of linen or of nnx."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from flax import nnx
+from jaxtyping import Array
+
+from jaxnorm._flax import layout
+from jaxnorm._specs.base import Spec
+from jaxnorm._specs.norms import BatchNorm, Identity
+from jaxnorm._trained.model_folding import Part
+from jaxnorm._trained.neighbours import mark_input, mark_output
+
+_DENSE = nn.Dense, nnx.Linear
+_GENERAL = nn.DenseGeneral, nnx.LinearGeneral
+_CONVOLUTIONS = nn.Conv, nnx.Conv
+_TRANSPOSED = nn.ConvTranspose, nnx.ConvTranspose
+_NOT_ALONE = "are shared with others, or several, as in a scan over layers"
+_LAYERS = (*_DENSE, *_GENERAL, *_CONVOLUTIONS, *_TRANSPOSED)
+
+
+def is_layer(module: Any) -> bool:
+    """Whether a module is a linear layer; a subclass may do anything with its kernel."""
+    return type(module) in _LAYERS
+
+
+def program_of(run: Callable[..., Any], *arguments: Any) -> Any:
+    """The program of a function, of which arguments that are no arrays are static."""
+    leaves, structure = jax.tree.flatten(arguments)
+    traced = [number for number, leaf in enumerate(leaves) if hasattr(leaf, "shape")]
+
+    def of_arrays(arrays: Any) -> Any:
+        every = dict(enumerate(leaves)) | dict(zip(traced, arrays, strict=True))
+        return run(*jax.tree.unflatten(structure, every.values()))
+
+    return jax.make_jaxpr(of_arrays)([leaves[number] for number in traced])
+
+
+def first_argument(module: Any, args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """The data that a norm or a layer of Flax is called with; and what else."""
+    if args:
+        return args[0], tuple(args[1:]), dict(kwargs)
+    name = "inputs" if is_layer(module) else "x"
+    return kwargs[name], (), {key: value for key, value in kwargs.items() if key != name}
+
+
+def marked_call(
+    parts: list[Part], module: Any, place: str, arrays: dict[str, Array], call: Callable[..., Any], args: Any,
+    kwargs: Mapping[str, Any],
+) -> Array:  # fmt: skip
+    """The call of a norm or a layer, marked in the program, and added to `parts`.
+
+    `arrays` are its variables by name; none if they are not its alone.
+    """
+    number = len(parts)
+    x, args, kwargs = first_argument(module, args, kwargs)
+    parts.append(_part(module, place, arrays, x, kwargs))
+    y = call(mark_input(x, number), *args, **kwargs)
+    parts[number] = parts[number]._replace(dtype=y.dtype)
+    return mark_output(y, number)
+
+
+def _part(module: Any, place: str, arrays: dict[str, Array], x: Any, given: Mapping[str, Any]) -> Part:
+    """A module as it is called, with `x` and what else is `given`."""
+    if is_layer(module):
+        return Part(place, None, arrays, _refusal_of_layer(module, arrays), _options(module))
+    spec = getattr(module, "spec", None) or _spec(module)
+    return Part(place, spec, arrays, _refusal_of_norm(module, spec, arrays, x, given), {})
+
+
+def _spec(module: Any) -> Spec:
+    """The spec of a norm of Flax, or of a drop-in. What takes statistics of the data is the same to `fold`."""
+    if not isinstance(module, nn.BatchNorm | nnx.BatchNorm):
+        return Identity()
+    return BatchNorm(
+        epsilon=module.epsilon, use_scale=module.use_scale, use_bias=module.use_bias,
+        scale_offset=getattr(module, "scale_offset", 0.0),
+    )  # fmt: skip
+
+
+def _refusal_of_layer(module: Any, arrays: Mapping[str, Array]) -> str | None:
+    if type(module) in _GENERAL and not _is_matrix(module):
+        return f"Its layer, {type(module).__name__}, has its outputs along several axes, or a kernel for each example."
+    if getattr(module, "mask", None) is not None:
+        return f"Its layer, {type(module).__name__}, has a mask for its kernel."
+    return None if arrays else f"The variables of its layer, {type(module).__name__}, {_NOT_ALONE}."
+
+
+def _refusal_of_norm(
+    module: Any, spec: Any, arrays: Mapping[str, Array], x: Any, given: Mapping[str, Any]
+) -> str | None:
+    if not getattr(spec, "_tracks", False):
+        name = type(spec if hasattr(module, "spec") else module).__name__
+        return f"{name} is not by running statistics."
+    if given.get("scale") is not None or given.get("bias") is not None:
+        return "It is given a scale or a bias in its call."
+    if not arrays:
+        return f"Its variables {_NOT_ALONE}."
+    last = x.ndim - 1
+    if isinstance(module, nn.BatchNorm | nnx.BatchNorm):
+        axes = layout.batch_norm(module, x, True).feature_axes
+    else:
+        axes = (getattr(spec, "channel_axis", last) % x.ndim,)
+    if axes != (last,):
+        return f"Its channels are along axis {axes[0]} of data of shape {x.shape}, and those of a layer along the last."
+    return None
+
+
+def _is_matrix(module: Any) -> bool:
+    """Whether a general dense layer has its outputs along one axis, and one kernel for all examples."""
+    if isinstance(module, nn.Module):
+        return np.size(module.features) == 1 and np.size(module.batch_dims) == 0
+    return len(module.out_features) == 1 and not module.batch_axis
+
+
+def _options(module: Any) -> dict[str, Any]:
+    """How `fold` is told of a layer."""
+    if type(module) in (*_DENSE, *_GENERAL):
+        return {}
+    if type(module) in _TRANSPOSED:
+        # Its border has fewer terms, whatever its padding: no norm before it is a part of it.
+        flipped = {"output_axis": -2, "input_axis": -1} if module.transpose_kernel else {}
+        return {"padding": "of a transposed convolution", **flipped}
+    return {"groups": module.feature_group_count, "padding": _padding(module)}
+
+
+def _padding(module: Any) -> Any:
+    """The padding with zeros: none by values of the data, and none where a kernel of one position needs none."""
+    sizes = (module.kernel_size,) if isinstance(module.kernel_size, int) else module.kernel_size
+    spread = module.input_dilation
+    if any(n not in (None, 1) for n in jax.tree.leaves(spread)):
+        return f"input_dilation={spread}"
+    padding = module.padding
+    data = padding in ("CIRCULAR", "REFLECT")
+    return "VALID" if data or (isinstance(padding, str) and all(n == 1 for n in sizes)) else padding

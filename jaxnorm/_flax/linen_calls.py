@@ -1,0 +1,46 @@
+"""Calls of linen models: told to evaluate, and those of their norms intercepted."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from flax import linen as nn
+
+from jaxnorm._flax.evaluate import eval_kwargs, model_arguments
+from jaxnorm._flax.linen_state import has_spec
+
+_FLAX = nn.BatchNorm, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm
+_OF_APPLY = ("rngs", "method", "capture_intermediates", "mutable")
+"""What goes to `model.apply`, and not to the model."""
+
+
+def eval_arguments(
+    model: nn.Module, batch: Any, kwargs: Mapping[str, Any], who: str
+) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, Any]]:
+    """Arguments by position and by name that evaluate a model on a batch; and those of `model.apply`."""
+    args, given = model_arguments(batch, kwargs)
+    of_apply = {name: given.pop(name) for name in _OF_APPLY if name in given}
+    method = of_apply.get("method") or "__call__"
+    call = getattr(model, method) if isinstance(method, str) else method.__get__(model)
+    return args, eval_kwargs(call, args, given, who), of_apply
+
+
+def is_norm_call(context: Any) -> bool:
+    """Whether what `nn.intercept_methods` tells of is the call of a norm, one of jaxnorm or of Flax."""
+    module = context.module
+    return context.method_name == "__call__" and (isinstance(module, _FLAX) or has_spec(module))
+
+
+@contextmanager
+def with_attributes(module: Any, **attributes: Any) -> Iterator[None]:
+    """A bound module with other attributes for a while: they are its own, and go with the call that made it."""
+    had = {name: vars(module)[name] for name in attributes if name in vars(module)}
+    try:
+        for name, value in attributes.items():
+            object.__setattr__(module, name, value)
+        yield
+    finally:
+        for name in attributes:
+            object.__delattr__(module, name)
+        for name, value in had.items():
+            object.__setattr__(module, name, value)
