@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo bench test lint suite flax notebooks wheel oldest compilers interpreters clean
+.PHONY: demo bench test lint suite flax notebooks wheel oldest compilers onnx interpreters clean
 
 demo: $(VENV)/demo
 	$(RUN)/python -m jaxnorm $(ARGS)
@@ -57,6 +57,10 @@ compilers: $(VENV)/bench
 	$(RUN)/python -c "from benchmarks import compiled; compiled.environment()"
 	$(VENV)-compilers/bin/pytest tests/programs/test_compilers.py
 
+# Networks in evaluation, converted to ONNX by jax2onnx and run there.
+onnx: $(VENV)-onnx/onnx
+	$(VENV)-onnx/bin/pytest -W default tests/programs/test_onnx.py
+
 # Every other interpreter that the machine has, each with the newest jax that its index offers.
 interpreters:
 	./.ci/interpreters $(PYTHON)
@@ -69,6 +73,11 @@ $(VENV)/%: pyproject.toml
 $(VENV)-oldest/oldest: pyproject.toml
 	test -d $(VENV)-oldest || $(PYTHON) -m venv $(VENV)-oldest
 	$(VENV)-oldest/bin/pip install --quiet --editable '.[suite]' $$($(PYTHON) .ci/oldest.py)
+	touch $@
+
+$(VENV)-onnx/onnx: pyproject.toml
+	test -d $(VENV)-onnx || $(PYTHON) -m venv $(VENV)-onnx
+	$(VENV)-onnx/bin/pip install --quiet --editable '.[suite,onnx]'
 	touch $@
 
 clean:

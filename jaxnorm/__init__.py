@@ -23,6 +23,7 @@ from jaxnorm._state.accumulate import accumulate, commit, merge_running
 from jaxnorm._state.moments import merge, moments
 from jaxnorm._state.recalibrate import recalibrate
 from jaxnorm._state.update import update_running
+from jaxnorm._trained.export import portable
 from jaxnorm._trained.fold import fold
 from jaxnorm._types import Accumulating, Affine, GatedAffine, Moments, Recalibrating, RunningStats
 
@@ -35,7 +36,7 @@ __all__ = [
     "GroupNorm", "Identity", "InstanceNorm", "LayerNorm", "Moments", "RMSNorm", "Recalibrating", "RunningStats",
     "Spec", "accumulate", "add_layer_norm", "add_rms_norm", "batch_norm", "commit", "fold", "freeze", "from_dict",
     "group_norm", "instance_norm", "layer_norm", "leaf", "linen", "merge", "merge_running", "moments", "nnx",
-    "recalibrate", "rms_norm", "to_dict", "torch", "update_running",
+    "portable", "recalibrate", "rms_norm", "to_dict", "torch", "update_running",
 ]  # fmt: skip
 
 

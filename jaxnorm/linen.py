@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax.linen import attention, normalization
 from flax.linen.initializers import Initializer
@@ -94,7 +95,7 @@ class Norm(nn.Module):
             here = _checks.mode(self.train, self.use_running_average, who)
             train = nn.merge_param("train", here, _checks.mode(train, use_running_average, who))
         features = getattr(self.spec, "features", lambda shape: shape[-1])
-        initial = self.spec.init(features(jnp.shape(x)), self.param_dtype)
+        initial = self.spec.init(features(np.shape(x)), self.param_dtype)
         params, state = map(self._variables, initial, (self._parameter, self._statistic))
         params, state = with_given(params, scale=scale, bias=bias), with_added(self, state)
         if self.is_initializing():

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from flax.nnx.nn import attention, normalization
 from jaxtyping import Array, ArrayLike, DTypeLike
@@ -97,7 +98,7 @@ class Norm(nnx.Module):
     ) -> Result:  # fmt: skip
         who = "nnx.Norm"
         _checks.given_twice(self.spec, who, scale=scale, bias=bias)
-        _checks.same_features(self.spec, self.features, jnp.shape(x), who)
+        _checks.same_features(self.spec, self.features, np.shape(x), who)
         spec = self.spec
         if self.frozen and not isinstance(spec, FrozenNorm):
             spec = freeze_spec(spec, trained=self.frozen == "statistics")

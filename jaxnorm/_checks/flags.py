@@ -44,8 +44,8 @@ def mode(training: Any, use_running_average: Any, who: str) -> bool | None:
 
 def ignored_flag(value: Any, who: str, name: str) -> None:
     """Raises where a mask is passed where the flag goes. The flag has no effect while statistics are recalibrated."""
-    if value is not None and (jnp.shape(value) or jnp.result_type(value) != jnp.bool_):
+    if value is not None and (np.shape(value) or jnp.result_type(value) != jnp.bool_):
         raise TypeError(
-            f"{who}: {name} has shape {jnp.shape(value)} and dtype {jnp.result_type(value)}: it is True or False. Give "
+            f"{who}: {name} has shape {np.shape(value)} and dtype {jnp.result_type(value)}: it is True or False. Give "
             f"a mask by its name."
         )

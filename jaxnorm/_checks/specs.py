@@ -37,10 +37,10 @@ def fits_scaler(spec: Any, axes: Sequence[int], params: Any, state: Any, x: Arra
     for name, value in state._asdict().items():
         if value is None and (name in ("min", "max") or name.endswith("_residual")):
             continue
-        if value is None or jnp.shape(value) != jnp.shape(state.mean):
-            found = "None" if value is None else f"of shape {jnp.shape(value)}"
+        if value is None or np.shape(value) != np.shape(state.mean):
+            found = "None" if value is None else f"of shape {np.shape(value)}"
             raise ValueError(
-                f"{who}: state.{name} is {found}, and state.mean of shape {jnp.shape(state.mean)}. Take a state that "
+                f"{who}: state.{name} is {found}, and state.mean of shape {np.shape(state.mean)}. Take a state that "
                 f"init or apply gave."
             )
     ordered(spec, x.dtype)
@@ -80,14 +80,14 @@ def ordered(spec: Any, dtype: Any) -> None:
 
 def _same_features(spec: Any, axes: Sequence[int], params: Sequence[Any], mean: Any, x: Any) -> None:
     """Raises unless `x` has as many features as there are means and parameters."""
-    shape = jnp.shape(x)
+    shape = np.shape(x)
     if any(not -len(shape) <= a < len(shape) for a in axes):
         raise ValueError(
             f"{type(spec).__name__} normalizes axis {_list(axes)}, which x with shape {shape} does not have."
         )
     found = tuple(shape[a] for a in sorted(a % len(shape) for a in axes))
     for value in (mean, *params):
-        initial = found if value is None else jnp.shape(value)
+        initial = found if value is None else np.shape(value)
         # A scale with the dimensions of x may broadcast to it: the verb has the word on that.
         if len(initial) == len(axes) and initial != found and (len(shape) > len(axes) or value is mean):
             raise ValueError(_misfit(spec, axes, initial, found, shape))

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from jaxnorm._checks.arguments import known, weights
@@ -44,9 +45,9 @@ def running(state: Any, x: Array, axes: Sequence[int], train: bool, momentum: An
         if isinstance(found, str) or not jnp.issubdtype(found, kind):
             raise TypeError(f"{who}: state.{name} is of {found}. It is an array of {kind.__name__} numbers.")
         channels = tuple(x.shape[a] for a in axes)
-        if jnp.shape(value) != channels:
+        if np.shape(value) != channels:
             raise ValueError(
-                f"{who}: state.{name} has shape {jnp.shape(value)}, but axis {', '.join(map(str, axes))} of x, of "
+                f"{who}: state.{name} has shape {np.shape(value)}, but axis {', '.join(map(str, axes))} of x, of "
                 f"shape {x.shape}, holds {' by '.join(map(str, channels))} channels."
             )
     if jnp.iscomplexobj(state.mean) != jnp.iscomplexobj(x):
@@ -62,10 +63,10 @@ def same_channels(state: Any, moments: Any, who: str) -> None:
         raise TypeError(f"{who}: state is a {type(state).__name__}, not RunningStats.")
     if not isinstance(moments, Moments):
         raise TypeError(f"{who}: moments is a {type(moments).__name__}, not Moments: jaxnorm.moments(x, axis).")
-    if jnp.shape(moments.mean) != jnp.shape(state.mean):
+    if np.shape(moments.mean) != np.shape(state.mean):
         raise ValueError(
-            f"{who}: moments.mean has shape {jnp.shape(moments.mean)} and state.mean has shape "
-            f"{jnp.shape(state.mean)}. Take moments of each channel, over all other axes, without keepdims."
+            f"{who}: moments.mean has shape {np.shape(moments.mean)} and state.mean has shape "
+            f"{np.shape(state.mean)}. Take moments of each channel, over all other axes, without keepdims."
         )
 
 
@@ -85,7 +86,7 @@ def parts(given: Sequence[Any], axis: Any) -> None:
             raise TypeError(f"merge: got {type(part).__name__}, not Moments. Moments of data are jaxnorm.moments(x).")
     if len({(part.min is None, part.max is None) for part in given}) > 1:
         raise TypeError("merge: moments with and without extremes do not merge. Take all with extremes=True, or none.")
-    shapes = {jnp.shape(part.mean) for part in given}
+    shapes = {np.shape(part.mean) for part in given}
     if len(shapes) > 1:
         raise ValueError(f"merge: shapes differ: {sorted(shapes)}. Take all moments over the same axes.")
 

@@ -20,6 +20,7 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array
 
 from jaxnorm._core.numerics import wide_dtype
+from jaxnorm._core.portable import is_portable
 
 
 class Copy:
@@ -41,14 +42,19 @@ class Copy:
     Y_BY_MEAN = 7  # scale, times that of the mean
 
 
-def by_platform(*args: Any, **branches: Callable[..., Any]) -> Any:
-    """The result of the branch for the platform that a program is compiled for, or of the default one."""
+def by_platform(*args: Any, portable: Callable[..., Any] | None = None, **branches: Callable[..., Any]) -> Any:
+    """The result of the branch for the platform that a program is compiled for, or of the default one.
+
+    In a program for a converter it is the `portable` one, which is the default if none is given.
+    """
+    if is_portable():
+        return (portable or branches["default"])(*args)
     return lax.platform_dependent(*args, **branches)
 
 
 def barrier_copy(copy: int, value: Array) -> Array:
     """The value, which compilers for CPUs take for another one than its other copies."""
-    return _copy_p.bind(value, copy=copy)
+    return value if is_portable() else _copy_p.bind(value, copy=copy)
 
 
 def barrier_copies(copy: int, x: Array, *vectors: Array | None) -> tuple[Any, ...]:

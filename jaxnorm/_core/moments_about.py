@@ -82,4 +82,4 @@ def moments_about(reduction: Reduction, data: Observations, pivot: MaybeArray, c
     if not reduction.centered:
         return Statistics(count, None, None, means[0])
     delta, square = means
-    return Statistics(count, pivot, delta, jnp.maximum(square - real_product(delta, delta), 0))
+    return Statistics(count, pivot, delta, jnp.maximum(square - real_product(delta, delta), 0.0))

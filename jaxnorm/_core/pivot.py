@@ -12,6 +12,7 @@ from jaxtyping import Array
 from jaxnorm._core.barriers import after, by_platform
 from jaxnorm._core.moments_about import Observations, Statistics, moments_about, weighted_means
 from jaxnorm._core.numerics import at_most, deviation, real_product, wide_dtype
+from jaxnorm._core.portable import is_portable
 from jaxnorm._core.reduction import Reduction
 from jaxnorm._core.sharding import places
 from jaxnorm._core.sizes import by_size
@@ -62,11 +63,13 @@ def _centered_stats(
     at 6 MiB it would take 1.5 to 2 times as long.
     """
     ways = _ways_by_platform(reduction, need_stats, data, expected)
+    own = partial(_about_own_mean, reduction)
+    if is_portable() and _any_part_is_at_hand(reduction, data):
+        return own(data)
     # Under plain jit the first axis may lie on several devices: then each look is a collective.
     alone = 0 not in reduction.axes or _one_device()
     if not (alone and _any_part_is_at_hand(reduction, data) and at_most(data.x.nbytes, _SMALL)):
         return by_platform(data, **ways)
-    own = partial(_about_own_mean, reduction)
     return by_size(data.x, _SMALL, own, lambda data: by_platform(data, **ways), data)
 
 

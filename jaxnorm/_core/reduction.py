@@ -71,7 +71,7 @@ class Reduction(NamedTuple):
 
     def full_count(self, x: Array) -> Array:
         """How many elements share it, for each statistic: the count where nothing is masked."""
-        return jnp.full(self.shape(x), self.size(x), real_dtype(x))
+        return lax.full(self.shape(x), self.size(x), real_dtype(x))
 
     def weight(self, x: Array, where: Array) -> Array:
         """The weight on this device of everything that shares a statistic."""

@@ -52,7 +52,8 @@ def standardize_by_given_stats(
     The dtype of y is no wider than the dtype of arithmetic on `x`. All broadcasts to `x`; where, the mean, scale and
     bias may be None. Padding that is not finite gives the bias.
     """
-    return _value(output, data, stats, coefficients)
+    # No statistic shares x − μ with y: it needs no copy.
+    return _value(output, data, stats, coefficients, None)
 
 
 @partial(standardize_by_given_stats.defjvp, symbolic_zeros=True)
@@ -86,7 +87,7 @@ def standardize_by_own_stats(
     It keeps x, where, pivot, δ, var, γ and ε; the count, too, for masked data over devices.
     """
     stats = accurate_stats(reduction, need_stats, data, expected)
-    return _value(output, data, broadcast_stats(reduction, stats, data.x), coefficients), stats
+    return _value(output, data, broadcast_stats(reduction, stats, data.x), coefficients, Copy.VALUE), stats
 
 
 @partial(standardize_by_own_stats.defjvp, symbolic_zeros=True)
@@ -120,12 +121,14 @@ def _tangents_by_own_stats(
     return _y_tangent(output, data, broadcast_stats(reduction, stats, x), coefficients, tangents), dstats
 
 
-def _value(output: Output, data: Observations, stats: Statistics, coefficients: Coefficients) -> Array:
+def _value(
+    output: Output, data: Observations, stats: Statistics, coefficients: Coefficients, copy: int | None
+) -> Array:
     """y = (x − μ) · scale / √(var + ε) + bias, of statistics that broadcast to `x`."""
     scale, bias, epsilon = coefficients
     wide = wide_dtype(data.x)
     a = _inverse_std(stats.pivot, stats.var + epsilon).astype(wide)
-    e = _deviation(Copy.VALUE, data, stats)
+    e = _deviation(copy, data, stats)
     if scale is None:
         y = e * a
     else:
@@ -153,7 +156,7 @@ def _inverse_std(pivot: MaybeArray, v: Array) -> Array:
         limits = jnp.finfo(v.dtype)
         return jax.lax.rsqrt(jnp.maximum(jax.lax.rem(v, limits.max.astype(v.dtype)), limits.tiny))
 
-    return by_platform(v, cpu=inverse_root, default=some)
+    return by_platform(v, cpu=inverse_root, default=some, portable=inverse_root)
 
 
 def _finite(d: Array, x: Array, where: MaybeArray) -> Array:
@@ -161,9 +164,11 @@ def _finite(d: Array, x: Array, where: MaybeArray) -> Array:
     return d if where is None else jnp.where(included(where) | jnp.isfinite(x), d, 0)
 
 
-def _deviation(copy: int, data: Observations, stats: Statistics) -> Array:
-    """x − μ, in a copy of its own."""
-    x, *pivot_and_delta = barrier_copies(copy, data.x, stats.pivot, stats.delta)
+def _deviation(copy: int | None, data: Observations, stats: Statistics) -> Array:
+    """x − μ, in a copy of its own where others take it, too."""
+    x, *pivot_and_delta = data.x, stats.pivot, stats.delta
+    if copy is not None:
+        x, *pivot_and_delta = barrier_copies(copy, x, *pivot_and_delta)
     return _finite(deviation(x, *pivot_and_delta), x, data.where)
 
 

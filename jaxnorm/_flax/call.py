@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.linen.dtypes import canonicalize_dtype
 from jax.nn.initializers import constant, ones
 from jaxtyping import Array
@@ -76,7 +77,7 @@ def _mask(norm: Any, x: Array, mask: Any) -> Any:
     """A mask in the dimensions of `x`, which it broadcasts to as in NumPy."""
     if mask is None or jnp.ndim(mask) >= x.ndim:
         return mask
-    shape, missing = jnp.shape(mask), x.ndim - jnp.ndim(mask)
+    shape, missing = np.shape(mask), x.ndim - jnp.ndim(mask)
     if any(m not in (1, n) for m, n in zip(shape, x.shape[missing:], strict=True)):
         return mask
     if math.prod(shape) > 1 and shape == x.shape[: len(shape)]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 _FLAGS = {"train": False, "training": False, "is_training": False, "deterministic": True}
 """How models are told to evaluate."""
@@ -50,7 +51,7 @@ def _check_positions(taken: Mapping[str, Any], count: int, most: int, who: str) 
 
 def _is_flag(value: Any) -> bool:
     """Whether it says yes or no: within the compiled step, a flag of a batch is an array of that."""
-    return jnp.shape(value) == () and jnp.result_type(value) == jnp.bool_
+    return np.shape(value) == () and jnp.result_type(value) == jnp.bool_
 
 
 def _is_asked(flag: inspect.Parameter | None) -> bool:

@@ -13,6 +13,7 @@ from jaxnorm._core.ghosts import standardize_by_ghosts
 from jaxnorm._core.moments_about import Observations, Statistics
 from jaxnorm._core.numerics import wide_dtype
 from jaxnorm._core.pivot import Expected
+from jaxnorm._core.portable import is_portable
 from jaxnorm._core.reduction import Reduction
 from jaxnorm._core.sharding import place_like
 from jaxnorm._core.standardize import Coefficients, Output, standardize_by_given_stats, standardize_by_own_stats
@@ -89,7 +90,7 @@ def _by_kernels(
     _checks.implementation(implementation, who)
     x, (scale, bias, _) = data.x, coefficients
     features = math.prod(x.shape[a] for a in reduction.axes)
-    if implementation == "xla" or (implementation is None and not kernels.chosen(features)):
+    if implementation == "xla" or (implementation is None and (is_portable() or not kernels.chosen(features))):
         return False
     why = "knows no axis_name" if reduction.axis_names else None
     why = why or kernels.unserved(reduction.axes, x, data.where, dtype, scale, bias)

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike
 
 from jaxnorm._core.moments_about import Statistics
@@ -81,7 +82,7 @@ def _unbiased(n: Array, var: Array, ddof: int) -> Array:
 
 def _finite_stats(stats: Statistics, mean: Array) -> Statistics:
     """Statistics sharded like the running mean, and without data in channels where they are not finite."""
-    n, pivot, delta, var = (reshard_as(v.reshape(jnp.shape(mean)), mean) for v in stats)
+    n, pivot, delta, var = (reshard_as(v.reshape(np.shape(mean)), mean) for v in stats)
     finite = jnp.isfinite(pivot + delta) & jnp.isfinite(var) & jnp.isfinite(n)
     return Statistics(jnp.where(finite, n, 0), pivot, delta, var)
 
