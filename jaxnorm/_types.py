@@ -166,6 +166,35 @@ class Recalibrating(NamedTuple):
     seen: Moments
 
 
+class Inspection(NamedTuple):
+    """Running statistics beside those of data, per channel, as `jn.inspect` gives it; a pytree of numbers to log.
+
+    With μ and σ² of all the data, and μ_b and σ_b² of each batch, all of shape (channels,) and float32:
+
+    `mean_distance` = |mean − μ| / σ,    `var_ratio` = var / σ²,    of running statistics: best 0 and 1
+    `batch_mean_error` = √⟨|μ_b − μ|²⟩ / σ,    `batch_var_error` = √⟨(σ_b²/σ² − 1)²⟩,    what a batch is off by
+    `start_weight` = m^steps,    the part that the averages still owe to their start at (0, 1); none with a weight_sum
+    `y_mean`, `y_std`,    of y in evaluation: a channel with `y_std` near 0 is dead, and where |`y_mean`| is more than
+    3 `y_std`, what comes after it, if that is a relu, passes all or nothing of it, but for a tenth
+    `skipped`,    the number of batches in which a channel had no data, or such that were not finite
+
+    A number that is not known is NaN: `start_weight` without `steps`, y without the norm; distances of a constant.
+    Paper: Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm".
+
+    >>> jn.Inspection(*jnp.zeros((8, 3))).var_ratio
+    Array([0., 0., 0.], dtype=float32)
+    """
+
+    mean_distance: Float[Array, " channels"]
+    var_ratio: Float[Array, " channels"]
+    batch_mean_error: Float[Array, " channels"]
+    batch_var_error: Float[Array, " channels"]
+    start_weight: Float[Array, " channels"]
+    y_mean: Float[Array, " channels"]
+    y_std: Float[Array, " channels"]
+    skipped: Float[Array, " channels"]
+
+
 RunningState = RunningStats | Accumulating | Recalibrating
 """`RunningStats`, or one of the two forms that they have while several batches are taken together."""
 

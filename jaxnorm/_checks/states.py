@@ -103,12 +103,22 @@ def shares(value: Array, mean: Array, who: str) -> None:
         raise ValueError(f"{who}: weights are all 0. Leave them out to weigh all states the same.")
 
 
-def require_stats(states: Mapping[str, RunningState]) -> None:
-    """Raises where there are no running statistics to replace."""
+def require_stats(states: Mapping[str, RunningState], who: str) -> None:
+    """Raises where there are no running statistics."""
     if not states:
         raise ValueError(
-            "recalibrate: there are no running statistics of jaxnorm: no norm has a state to replace. In variables of "
-            "linen, they are batch_stats."
+            f"{who}: there are no running statistics of jaxnorm: no norm has such a state. In variables of linen, they "
+            f"are batch_stats."
+        )
+
+
+def saw_data(counts: Mapping[str, Any], who: str) -> None:
+    """Raises where no norm saw data; `counts` are those of each batch, by the place of a norm."""
+    if missed := [place or "the state" for place, each in counts.items() if not any(np.any(n > 0) for n in each)]:
+        raise ValueError(f"{who}: no data came to {', '.join(missed)}. Is the norm called, and one of jaxnorm?")
+    if not counts:
+        raise ValueError(
+            f"{who}: there are no batches, or no norm but frozen ones. An iterator that was used up is none."
         )
 
 

@@ -68,16 +68,18 @@ def _part(module: Any, place: str, arrays: dict[str, Array], x: Any, given: Mapp
     """A module as it is called, with `x` and what else is `given`."""
     if is_layer(module):
         return Part(place, None, arrays, _refusal_of_layer(module, arrays), _options(module))
-    spec = getattr(module, "spec", None) or _spec(module)
+    spec = spec_of(module)
     return Part(place, spec, arrays, _refusal_of_norm(module, spec, arrays, x, given), {})
 
 
-def _spec(module: Any) -> Spec:
-    """The spec of a norm of Flax, or of a drop-in. What takes statistics of the data is the same to `fold`."""
+def spec_of(module: Any) -> Spec:
+    """The spec of a norm; of a drop-in or one of Flax, as far as it has running statistics."""
+    if getattr(module, "spec", None) is not None:
+        return module.spec
     if not isinstance(module, nn.BatchNorm | nnx.BatchNorm):
         return Identity()
     return BatchNorm(
-        epsilon=module.epsilon, use_scale=module.use_scale, use_bias=module.use_bias,
+        epsilon=module.epsilon, momentum=module.momentum, use_scale=module.use_scale, use_bias=module.use_bias,
         scale_offset=getattr(module, "scale_offset", 0.0),
     )  # fmt: skip
 

@@ -1,10 +1,11 @@
 """Calls of linen models: told to evaluate, and those of their norms intercepted."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from flax import linen as nn
+from flax.core.scope import union_filters
 
 from jaxnorm._flax.evaluate import eval_kwargs, model_arguments
 from jaxnorm._flax.linen_state import has_spec
@@ -23,6 +24,24 @@ def eval_arguments(
     method = of_apply.get("method") or "__call__"
     call = getattr(model, method) if isinstance(method, str) else method.__get__(model)
     return args, eval_kwargs(call, args, given, who), of_apply
+
+
+def stats_step(model: nn.Module, kwargs: dict[str, Any], who: str) -> Callable[[Any, Any], Any]:
+    """The `batch_stats` after a batch in evaluation, as a function of those before, and of variables and batch.
+
+    Variables are arguments: what a compiled function closes over becomes constants of its program.
+    """
+    # A filter of collections: these, and all that the model writes into. What it writes elsewhere is thrown away.
+    mutable = union_filters(kwargs.pop("mutable", False), "batch_stats")
+
+    def step(state: Any, inputs: Any) -> Any:
+        fixed, batch = inputs
+        args, options, of_apply = eval_arguments(model, batch, kwargs, who)
+        of_apply["mutable"] = mutable
+        _, updates = model.apply({**fixed, "batch_stats": state}, *args, **options, **of_apply)
+        return updates["batch_stats"]
+
+    return step
 
 
 def is_norm_call(context: Any) -> bool:

@@ -6,10 +6,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from flax import linen as nn
-from flax.core.scope import union_filters
 from jax import lax
 
-from jaxnorm._flax.linen_calls import eval_arguments, is_norm_call, with_attributes
+from jaxnorm._flax.linen_calls import is_norm_call, stats_step, with_attributes
 from jaxnorm._flax.linen_state import as_frozen, has_spec
 from jaxnorm._flax.selection import Select, is_selected, nothing_selected
 from jaxnorm._specs.frozen import FrozenNorm, freeze
@@ -51,17 +50,7 @@ def recalibrate(model: nn.Module, variables: Mapping[str, Any], batches: Iterabl
     [4.]
     """
     fixed = {name: value for name, value in variables.items() if name != "batch_stats"}
-    # A filter of collections: these, and all that the model writes into. What it writes elsewhere is thrown away.
-    mutable = union_filters(kwargs.pop("mutable", False), "batch_stats")
-
-    def step(state: Any, inputs: Any) -> Any:
-        fixed, batch = inputs
-        args, options, of_apply = eval_arguments(model, batch, kwargs, "recalibrate")
-        of_apply["mutable"] = mutable
-        _, updates = model.apply({**fixed, "batch_stats": state}, *args, **options, **of_apply)
-        return updates["batch_stats"]
-
-    # Fixed variables are arguments of the step: what a compiled function closes over becomes constants of its program.
+    step = stats_step(model, kwargs, "recalibrate")
     state = recalibrate_by_steps(step, variables.get("batch_stats", {}), ((fixed, batch) for batch in batches))
     return {**variables, "batch_stats": state}
 

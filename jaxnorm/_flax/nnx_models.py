@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import ArrayLike
 
 from jaxnorm._flax import nnx_state
-from jaxnorm._flax.evaluate import eval_kwargs, model_arguments
+from jaxnorm._flax.nnx_calls import stats_step
 from jaxnorm._flax.selection import Select, is_selected, nothing_selected
 from jaxnorm._state.recalibrate import recalibrate as recalibrate_by_steps
 from jaxnorm._state.running import begin_accumulating
@@ -85,21 +85,10 @@ def recalibrate(model: nnx.Module, batches: Iterable[Any], **kwargs) -> None:
     >>> print(norm.mean[...])
     [4.]
     """
-    evaluating = nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False)
-    graph, variables = nnx.split(evaluating)
-
-    def step(stats: Any, inputs: Any) -> Any:
-        variables, batch = inputs
-        net = nnx.merge(graph, variables)
-        nnx_state.store_all(net, stats)
-        args, kwargs_ = model_arguments(batch, kwargs)
-        net(*args, **eval_kwargs(net.__call__, args, kwargs_, "recalibrate"))
-        return stats | nnx_state.read_all(net)
-
-    if stats := nnx_state.read_all(model):
+    step, stats, variables = stats_step(model, kwargs, "recalibrate")
+    if stats:
         # Beside ours, no data come to Flax's own norms: an error says so.
         stats |= nnx_state.stats_of_flax(model)
-    # The variables are arguments of the step: what a compiled function closes over becomes constants of its program.
     nnx_state.store_all(model, recalibrate_by_steps(step, stats, ((variables, batch) for batch in batches)))
 
 

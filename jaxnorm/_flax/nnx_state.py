@@ -67,21 +67,21 @@ def read_state(module: Any) -> Any:
 
 def read_all(model: nnx.Module) -> dict[str, Any]:
     """The running statistics of all norms of jaxnorm in a model that are not frozen, by their path."""
-    norms = ((path, m) for path, m in _modules(model) if hasattr(m, "_kinds") and not is_frozen(m))
+    norms = ((path, m) for path, m in modules(model) if hasattr(m, "_kinds") and not is_frozen(m))
     states = ((path, read_state(module)) for path, module in norms)
     return {path: state for path, state in states if has_stats(state)}
 
 
 def store_all(model: nnx.Module, states: Mapping[str, Any]) -> None:
     """Sets the running statistics of norms of jaxnorm in a model, by their path."""
-    for path, module in _modules(model):
+    for path, module in modules(model):
         if path in states and hasattr(module, "_kinds"):
             store(module, states[path])
 
 
 def stats_of_flax(model: nnx.Module) -> dict[str, RunningStats]:
     """The running statistics of Flax's own batch norms in a model, by their path."""
-    theirs = ((path, m) for path, m in _modules(model) if isinstance(m, nnx.BatchNorm) and not hasattr(m, "_kinds"))
+    theirs = ((path, m) for path, m in modules(model) if isinstance(m, nnx.BatchNorm) and not hasattr(m, "_kinds"))
     return {path: RunningStats(*read(m, ("mean", "var"))) for path, m in theirs}
 
 
@@ -90,7 +90,8 @@ def is_norm(module: Any) -> bool:
     return hasattr(module, "_kinds") or isinstance(module, _FLAX)
 
 
-def _modules(model: nnx.Module) -> Iterator[tuple[str, Any]]:
+def modules(model: nnx.Module) -> Iterator[tuple[str, Any]]:
+    """All modules of a model, with their place."""
     return ((".".join(map(str, path)) or "model", m) for path, m in nnx.iter_modules(model))
 
 

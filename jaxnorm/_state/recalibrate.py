@@ -50,7 +50,7 @@ def recalibrate(step: Callable[[State, Any], State], state: State, batches: Iter
     [4.] [8.7]
     """
     _checks.reject_nnx_variables(state, "recalibrate")
-    _checks.require_stats(stats_by_path(state))
+    _checks.require_stats(stats_by_path(state), "recalibrate")
     state, first, number = _run(step, map_stats(begin_recalibrating, state), batches)
     _checks.require_data(stats_by_path(state), stats_by_path(first), number)
     return map_stats(plain, state)

@@ -1,6 +1,6 @@
 """Norms in evaluation as ONNX, by the converter that people use: the same numbers, at any batch size.
 
-`make onnx` runs this, in an environment of its own: what jax2onnx replaces in JAX while it traces stays in JAX's caches.
+`make onnx` runs this, in an environment of its own: what jax2onnx replaces in JAX stays in JAX's caches.
 """
 
 import jax

@@ -22,6 +22,7 @@ ROOMS = [
     "linen",
     "nnx",
     "torch",
+    "inspection",
 ]
 # Where the tests of a file are, if not in the folder of its room under its name.
 ELSEWHERE = {
@@ -32,6 +33,11 @@ ELSEWHERE = {
     "torch.py": "trained/test_torch.py",
     "_checks/arrays.py": "trained/test_torch.py",
     "_flax/linen_calls.py": "flax/test_linen_models.py",
+    "_flax/linen_inspection.py": "trained/test_inspection.py",
+    "_flax/nnx_calls.py": "flax/test_nnx_models.py",
+    "_flax/nnx_inspection.py": "trained/test_inspection.py",
+    "_state/inspect.py": "trained/test_inspection.py",
+    "inspection.py": "trained/test_inspection.py",
     "_flax/linen_state.py": "flax/test_linen.py",
     "_specs/norms.py": "specs/test_base.py",
     "_trained/model_folding.py": "flax/test_folding.py",

@@ -1,0 +1,47 @@
+"""Norms of an nnx model beside data."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from flax import nnx
+
+from jaxnorm._flax import nnx_state
+from jaxnorm._flax.folding import spec_of
+from jaxnorm._flax.nnx_calls import stats_step
+from jaxnorm._state.inspect import beside_data, moments_of_batches
+from jaxnorm._types import Affine, Inspection
+
+
+def inspect(model: nnx.Module, batches: Iterable[Any], *, steps: int | None = None, **kwargs) -> dict[str, Inspection]:
+    """Running statistics of a model beside those of data that it is given, for each norm: `jn.inspect`.
+
+    mean_distance = |mean − μ| / σ,    var_ratio = var / σ²,    and what single batches are off by
+
+    Args:
+        model, batches, kwargs: as for `recalibrate`. The batches should be of the size that training has.
+        steps: how many updates there were; without it nobody knows what is left of the start.
+
+    Returns:
+        A `jn.Inspection` of arrays (channels,) for each norm by its place. `jaxnorm.inspection` makes a table and a
+        picture of it. Nothing changes.
+
+    Raises:
+        ValueError: there are no batches, no norms of jaxnorm, or one that saw no data. TypeError: as `recalibrate`.
+
+    Paper: Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm".
+
+    >>> norm = jn.nnx.BatchNorm(1, rngs=nnx.Rngs(0))
+    >>> found = jn.nnx.inspect(norm, [jnp.array([[1.0], [3.0]]), jnp.array([[3.0], [5.0]])], steps=30)["model"]
+    >>> print(found.mean_distance.round(2), found.start_weight.round(2))
+    [2.12] [0.74]
+    """
+    step, stats, variables = stats_step(model, kwargs, "nnx.inspect")
+    found = moments_of_batches(step, stats, ((variables, batch) for batch in batches))
+    norms = {place: module for place, module in nnx_state.modules(model) if nnx_state.is_norm(module)}
+    places = {key: key.removeprefix("['").removesuffix("']") for key in found}
+    return {
+        places[key]: beside_data(
+            *stats, spec_of(norms[places[key]]), Affine(*nnx_state.read(norms[places[key]], ("scale", "bias"))), steps
+        )
+        for key, stats in found.items()
+    }

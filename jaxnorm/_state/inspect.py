@@ -1,0 +1,119 @@
+"""Running statistics beside those of data: why a network is worse in evaluation than in training."""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxnorm import _checks
+from jaxnorm._core.numerics import with_offset
+from jaxnorm._core.standardize import inverse_root
+from jaxnorm._state.moments import merge
+from jaxnorm._state.running import begin_recalibrating
+from jaxnorm._state.tree import map_stats, stats_by_path
+from jaxnorm._types import Affine, Inspection, Moments, Recalibrating, RunningState
+
+State = TypeVar("State")
+
+
+def inspect(step: Callable[[State, Any], State], state: State, batches: Iterable[Any]) -> dict[str, Inspection]:
+    """Running statistics of a network beside those of data that it is given, for each norm.
+
+    mean_distance = |mean − μ| / σ,    var_ratio = var / σ²,    and what single batches are off by
+
+    Nothing changes. Norms use the statistics of each batch meanwhile, as in training and as for `jn.recalibrate`, which
+    is the remedy for most of what is found. `jaxnorm.inspection` makes a table and a picture of it.
+
+    Args:
+        step, state, batches: as for `jn.recalibrate`. The sizes of the batches should be those of training: how far
+            their statistics are from the population's is the noise that training saw.
+
+    Returns:
+        A `jn.Inspection` of arrays (channels,) for each norm by its place in the state; a frozen one sees no data.
+        `y_mean` and `y_std` are NaN, as a state knows nothing of scale and bias: `jn.linen.inspect` and
+        `jn.nnx.inspect` do.
+
+    Raises:
+        ValueError: there are no running statistics in `state`, no batches, or no norm saw data. TypeError: the state is
+        one of flax.nnx.
+
+    Paper: Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm".
+
+    >>> bn = jn.BatchNorm()
+    >>> params, state = bn.init(1)
+    >>> batches = [jnp.array([[1.0], [3.0]]), jnp.array([[3.0], [5.0]])]
+    >>> found = jn.inspect(lambda state, x: bn.apply(params, state, x, train=False)[1], state, batches)
+    >>> print(found[""].mean_distance.round(2), found[""].var_ratio)  # running statistics are still (0, 1)
+    [2.12] [0.5]
+    """
+    return {place: beside_data(*stats) for place, stats in moments_of_batches(step, state, batches).items()}
+
+
+def moments_of_batches(
+    step: Callable[[State, Any], State], state: State, batches: Iterable[Any]
+) -> dict[str, tuple[RunningState, list[Moments]]]:
+    """The running statistics of each norm that saw data, by their place, and the moments of each batch."""
+    _checks.reject_nnx_variables(state, "inspect")
+    before = stats_by_path(state)
+    _checks.require_stats(before, "inspect")
+    run, start = jax.jit(step), map_stats(begin_recalibrating, state)
+    seen: dict[str, list[Moments]] = {}
+    for batch in batches:
+        for place, stats in stats_by_path(jax.block_until_ready(run(start, batch))).items():
+            # The count of a norm that is frozen is NaN.
+            if isinstance(stats, Recalibrating) and not jnp.isnan(stats.seen.count).all():
+                seen.setdefault(place, []).append(stats.seen)
+    _checks.saw_data({place: [m.count for m in moments] for place, moments in seen.items()}, "inspect")
+    return {place: (before[place], moments) for place, moments in seen.items()}
+
+
+def beside_data(
+    state: RunningState, batches: Sequence[Moments], norm: Any = None, affine: Affine | None = None,
+    steps: int | None = None,
+) -> Inspection:  # fmt: skip
+    """Running statistics of a norm beside moments of batches; with the norm, those of what it gives in evaluation."""
+    stacked = jax.tree.map(lambda *v: jnp.stack(v), *batches)
+    every = merge(stacked, axis=0)
+    # A channel without data has no statistics, and one that is constant no deviation to measure by.
+    var = jnp.where((every.count > 0) & (every.m2 > 0), every.var, jnp.nan)
+    some = stacked.count > 0
+    of_batches = partial(jnp.mean, axis=0, where=some)
+    y_mean, y_std = (var * jnp.nan,) * 2 if norm is None else _evaluated(state, every, norm, affine)
+    found = Inspection(
+        mean_distance=abs(state.mean - every.mean) / jnp.sqrt(var),
+        var_ratio=state.var / var,
+        batch_mean_error=jnp.sqrt(of_batches(abs(stacked.mean - every.mean[None]) ** 2) / var),
+        batch_var_error=jnp.sqrt(of_batches((stacked.var / var[None] - 1) ** 2)),
+        start_weight=_start_weight(state, norm, steps),
+        y_mean=y_mean,
+        y_std=y_std,
+        skipped=(~some).sum(0),
+    )
+    return jax.tree.map(lambda v: np.asarray(v, np.float32), found)
+
+
+def _evaluated(state: RunningState, data: Moments, norm: Any, affine: Affine | None) -> tuple[Array, Array]:
+    """The mean and deviation of y in evaluation, of data with these moments."""
+    affine = affine or Affine()
+    slope = inverse_root(state.var + norm.epsilon)
+    if affine.scale is not None:
+        slope = slope * with_offset(affine.scale, norm.scale_offset, slope.dtype)
+    mean = (data.mean - state.mean) * slope
+    std = abs(slope) * data.std
+    no_data = data.count == 0
+    mean = mean if affine.bias is None else mean + affine.bias
+    return jnp.where(no_data, jnp.nan, mean.real), jnp.where(no_data, jnp.nan, std)
+
+
+def _start_weight(state: RunningState, norm: Any, steps: int | None) -> Array:
+    """The weight of the (0, 1) that running statistics begin with, after so many updates."""
+    if state.weight_sum is not None:
+        return jnp.where(state.weight_sum > 0, 0.0, 1.0)
+    momentum: Any = getattr(norm, "momentum", None)
+    if momentum is None or steps is None:
+        return jnp.full_like(state.var, jnp.nan)
+    return jnp.full_like(state.var, momentum**steps)
