@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import ArrayLike
 
 from jaxnorm import _checks
 from jaxnorm._core.numerics import with_offset
@@ -76,44 +76,41 @@ def beside_data(
     steps: int | None = None,
 ) -> Inspection:  # fmt: skip
     """Running statistics of a norm beside moments of batches; with the norm, those of what it gives in evaluation."""
-    stacked = jax.tree.map(lambda *v: jnp.stack(v), *batches)
-    every = merge(stacked, axis=0)
-    # A channel without data has no statistics, and one that is constant no deviation to measure by.
-    var = jnp.where((every.count > 0) & (every.m2 > 0), every.var, jnp.nan)
-    some = stacked.count > 0
-    of_batches = partial(jnp.mean, axis=0, where=some)
-    y_mean, y_std = (var * jnp.nan,) * 2 if norm is None else _evaluated(state, every, norm, affine)
-    found = Inspection(
-        mean_distance=abs(state.mean - every.mean) / jnp.sqrt(var),
-        var_ratio=state.var / var,
-        batch_mean_error=jnp.sqrt(of_batches(abs(stacked.mean - every.mean[None]) ** 2) / var),
-        batch_var_error=jnp.sqrt(of_batches((stacked.var / var[None] - 1) ** 2)),
-        start_weight=_start_weight(state, norm, steps),
-        y_mean=y_mean,
-        y_std=y_std,
-        skipped=(~some).sum(0),
-    )
+    stacked = jax.tree.map(lambda *v: np.stack(v), *batches)
+    epsilon, offset = (None, 0.0) if norm is None else (norm.epsilon, norm.scale_offset)
+    found = _compared(state, stacked, epsilon, affine or Affine(), offset)
+    momentum: Any = getattr(norm, "momentum", None)
+    if state.weight_sum is None and momentum is not None and steps is not None:
+        found = found._replace(start_weight=jnp.full_like(found.start_weight, momentum**steps))
     return jax.tree.map(lambda v: np.asarray(v, np.float32), found)
 
 
-def _evaluated(state: RunningState, data: Moments, norm: Any, affine: Affine | None) -> tuple[Array, Array]:
-    """The mean and deviation of y in evaluation, of data with these moments."""
-    affine = affine or Affine()
-    slope = inverse_root(state.var + norm.epsilon)
-    if affine.scale is not None:
-        slope = slope * with_offset(affine.scale, norm.scale_offset, slope.dtype)
-    mean = (data.mean - state.mean) * slope
-    std = abs(slope) * data.std
-    no_data = data.count == 0
-    mean = mean if affine.bias is None else mean + affine.bias
-    return jnp.where(no_data, jnp.nan, mean.real), jnp.where(no_data, jnp.nan, std)
-
-
-def _start_weight(state: RunningState, norm: Any, steps: int | None) -> Array:
-    """The weight of the (0, 1) that running statistics begin with, after so many updates."""
-    if state.weight_sum is not None:
-        return jnp.where(state.weight_sum > 0, 0.0, 1.0)
-    momentum: Any = getattr(norm, "momentum", None)
-    if momentum is None or steps is None:
-        return jnp.full_like(state.var, jnp.nan)
-    return jnp.full_like(state.var, momentum**steps)
+@partial(jax.jit, static_argnames="scale_offset")
+def _compared(
+    state: RunningState, batches: Moments, epsilon: ArrayLike | None, affine: Affine, scale_offset: float
+) -> Inspection:
+    every = merge(batches, axis=0)
+    nan = jnp.full_like(every.m2, jnp.nan)
+    # A channel without data has no statistics, and one that is constant no deviation to measure by.
+    var = jnp.where((every.count > 0) & (every.m2 > 0), every.var, nan)
+    some = batches.count > 0
+    of_batches = partial(jnp.mean, axis=0, where=some)
+    y_mean, y_std = nan, nan
+    if epsilon is not None:
+        slope = inverse_root(state.var + epsilon)
+        slope = slope if affine.scale is None else slope * with_offset(affine.scale, scale_offset, slope.dtype)
+        bias = 0.0 if affine.bias is None else affine.bias
+        y_mean = ((every.mean - state.mean) * slope + bias).real
+        y_std = abs(slope) * every.std
+    weight = state.weight_sum
+    return Inspection(
+        mean_distance=abs(state.mean - every.mean) / jnp.sqrt(var),
+        var_ratio=state.var / var,
+        batch_mean_error=jnp.sqrt(of_batches(abs(batches.mean - every.mean[None]) ** 2) / var),
+        batch_var_error=jnp.sqrt(of_batches((batches.var / var[None] - 1) ** 2)),
+        # With a weight, averages are of data alone from the first update on.
+        start_weight=nan if weight is None else jnp.where(weight > 0, 0.0, 1.0),
+        y_mean=jnp.where(every.count > 0, y_mean, nan),
+        y_std=jnp.where(every.count > 0, y_std, nan),
+        skipped=(~some).sum(0),
+    )
