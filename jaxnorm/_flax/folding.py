@@ -13,13 +13,14 @@ from jaxnorm._flax import layout
 from jaxnorm._specs.base import Spec
 from jaxnorm._specs.norms import BatchNorm, Identity
 from jaxnorm._trained.model_folding import Part
-from jaxnorm._trained.neighbours import mark_input, mark_output
+from jaxnorm._trained.neighbours import mark_input, mark_output, mark_variables
 
 _DENSE = nn.Dense, nnx.Linear
 _GENERAL = nn.DenseGeneral, nnx.LinearGeneral
 _CONVOLUTIONS = nn.Conv, nnx.Conv
 _TRANSPOSED = nn.ConvTranspose, nnx.ConvTranspose
-_NOT_ALONE = "are shared with others, or several, as in a scan over layers"
+_MODULES = (nn.BatchNorm.__module__, nnx.BatchNorm.__module__, "jaxnorm.linen", "jaxnorm.nnx")
+"""Where the norms are that are known; a subclass may do anything."""
 _LAYERS = (*_DENSE, *_GENERAL, *_CONVOLUTIONS, *_TRANSPOSED)
 
 
@@ -28,8 +29,8 @@ def is_layer(module: Any) -> bool:
     return type(module) in _LAYERS
 
 
-def program_of(run: Callable[..., Any], *arguments: Any) -> Any:
-    """The program of a function, of which arguments that are no arrays are static."""
+def program_of(run: Callable[..., Any], *arguments: Any) -> tuple[Any, list[Any]]:
+    """The program of a function and its arguments, of which those that are no arrays are static."""
     leaves, structure = jax.tree.flatten(arguments)
     traced = [number for number, leaf in enumerate(leaves) if hasattr(leaf, "shape")]
 
@@ -37,7 +38,8 @@ def program_of(run: Callable[..., Any], *arguments: Any) -> Any:
         every = dict(enumerate(leaves)) | dict(zip(traced, arrays, strict=True))
         return run(*jax.tree.unflatten(structure, every.values()))
 
-    return jax.make_jaxpr(of_arrays)([leaves[number] for number in traced])
+    given = [leaves[number] for number in traced]
+    return jax.make_jaxpr(of_arrays)(given), given
 
 
 def first_argument(module: Any, args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
@@ -49,14 +51,15 @@ def first_argument(module: Any, args: Any, kwargs: Mapping[str, Any]) -> tuple[A
 
 
 def marked_call(
-    parts: list[Part], module: Any, place: str, arrays: dict[str, Array], call: Callable[..., Any], args: Any,
-    kwargs: Mapping[str, Any],
+    parts: list[Part], module: Any, place: str, arrays: dict[str, Array], variables: Mapping[str, Any],
+    call: Callable[..., Any], args: Any, kwargs: Mapping[str, Any],
 ) -> Array:  # fmt: skip
     """The call of a norm or a layer, marked in the program, and added to `parts`.
 
-    `arrays` are its variables by name; none if they are not its alone.
+    `arrays` are its variables by name, and `variables` what stands for them in the program.
     """
     number = len(parts)
+    mark_variables(variables, number)
     x, args, kwargs = first_argument(module, args, kwargs)
     parts.append(_part(module, place, arrays, x, kwargs))
     y = call(mark_input(x, number), *args, **kwargs)
@@ -67,9 +70,9 @@ def marked_call(
 def _part(module: Any, place: str, arrays: dict[str, Array], x: Any, given: Mapping[str, Any]) -> Part:
     """A module as it is called, with `x` and what else is `given`."""
     if is_layer(module):
-        return Part(place, None, arrays, _refusal_of_layer(module, arrays), _options(module))
+        return Part(place, None, arrays, _refusal_of_layer(module), _options(module))
     spec = spec_of(module)
-    return Part(place, spec, arrays, _refusal_of_norm(module, spec, arrays, x, given), {})
+    return Part(place, spec, arrays, _refusal_of_norm(module, spec, x, given), {})
 
 
 def spec_of(module: Any) -> Spec:
@@ -84,24 +87,22 @@ def spec_of(module: Any) -> Spec:
     )  # fmt: skip
 
 
-def _refusal_of_layer(module: Any, arrays: Mapping[str, Array]) -> str | None:
+def _refusal_of_layer(module: Any) -> str | None:
     if type(module) in _GENERAL and not _is_matrix(module):
         return f"Its layer, {type(module).__name__}, has its outputs along several axes, or a kernel for each example."
     if getattr(module, "mask", None) is not None:
         return f"Its layer, {type(module).__name__}, has a mask for its kernel."
-    return None if arrays else f"The variables of its layer, {type(module).__name__}, {_NOT_ALONE}."
+    return None
 
 
-def _refusal_of_norm(
-    module: Any, spec: Any, arrays: Mapping[str, Array], x: Any, given: Mapping[str, Any]
-) -> str | None:
+def _refusal_of_norm(module: Any, spec: Any, x: Any, given: Mapping[str, Any]) -> str | None:
+    if type(module).__module__ not in _MODULES:
+        return f"{type(module).__name__} is a class of its own, and nobody knows whether a kernel can do what it does."
     if not getattr(spec, "_tracks", False):
         name = type(spec if hasattr(module, "spec") else module).__name__
         return f"{name} is not by running statistics."
     if given.get("scale") is not None or given.get("bias") is not None:
         return "It is given a scale or a bias in its call."
-    if not arrays:
-        return f"Its variables {_NOT_ALONE}."
     last = x.ndim - 1
     if isinstance(module, nn.BatchNorm | nnx.BatchNorm):
         axes = layout.batch_norm(module, x, True).feature_axes

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 from flax import linen as nn
 from flax.errors import ModifyScopeVariableError
 
@@ -48,21 +47,22 @@ def fold(
     """
     variables = nn.meta.unbox(dict(variables))
     parts: list[Part] = []
-    report = fold_parts(parts, _marked(model, variables, batch, kwargs, parts))
+    report = fold_parts(parts, *_marked(model, variables, batch, kwargs, parts))
     layers = {part.place: part.arrays for part in parts if part.place in report.folded.values()}
     dtypes = {part.place: part.dtype for part in parts}
     return _applying(model, report, dtypes), _rebuilt(variables, report.folded, layers), report
 
 
 def _marked(model: nn.Module, variables: Any, batch: Any, kwargs: Mapping[str, Any], parts: list[Part]) -> Any:
-    """The program of a model in evaluation, with marked calls of `parts`."""
+    """The program of a model in evaluation, with marked calls of `parts`; and its arguments."""
     args, options, of_apply = eval_arguments(model, batch, kwargs, "linen.fold")
 
     def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
         module = context.module
         if not (is_norm_call(context) or (context.method_name == "__call__" and is_layer(module))):
             return call(*args, **kwargs)
-        return marked_call(parts, module, ".".join(module.path), _arrays(variables, module), call, args, kwargs)
+        arrays, here = _arrays(variables, module)
+        return marked_call(parts, module, ".".join(module.path), arrays, here, call, args, kwargs)
 
     def run(variables: Any, args: Any, options: Any) -> Any:
         with nn.intercept_methods(intercept):
@@ -74,16 +74,16 @@ def _marked(model: nn.Module, variables: Any, batch: Any, kwargs: Mapping[str, A
         raise ValueError("linen.fold: a norm is told to train. Tell the model to evaluate, as train=False.") from error
 
 
-def _arrays(variables: Any, module: Any) -> dict[str, Any]:
-    """The variables of a module, among all; none where they are others within, as in a scan over layers."""
-    found, same = {}, True
-    for collection, here in module.variables.items():
+def _arrays(variables: Any, module: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The variables of a module by name, among all of those given, and as they are within."""
+    given, here = {}, {}
+    for collection in ("params", "batch_stats"):
         tree = variables.get(collection, {})
         for name in module.path:
             tree = tree.get(name, {})
-        same &= all(np.shape(tree.get(name)) == np.shape(value) for name, value in here.items())
-        found |= tree
-    return found if same else {}
+        given |= tree
+        here |= module.variables.get(collection, {})
+    return given, here
 
 
 def _applying(model: nn.Module, report: FoldReport, dtypes: Mapping[str, Any]) -> Callable[..., Any]:

@@ -1,6 +1,5 @@
 """Norms of an nnx model become parts of its layers, in a copy of it."""
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,7 +57,7 @@ def fold(model: nnx.Module, batch: Any, **kwargs) -> tuple[nnx.Module, FoldRepor
     copy: Any = nnx.clone(model)
     copy.eval()
     parts: list[Part] = []
-    report = fold_parts(parts, _marked(copy, batch, kwargs, parts))
+    report = fold_parts(parts, *_marked(copy, batch, kwargs, parts))
     modules: dict[str, Any] = {_place(path): module for path, module in nnx.iter_modules(copy)}
     by_place = {part.place: part for part in parts}
     for place in dict.fromkeys(report.folded.values()):
@@ -72,10 +71,10 @@ def fold(model: nnx.Module, batch: Any, **kwargs) -> tuple[nnx.Module, FoldRepor
 
 
 def _marked(model: nnx.Module, batch: Any, kwargs: Mapping[str, Any], parts: list[Part]) -> Any:
-    """The program of a model in evaluation, with marked calls of `parts`."""
+    """The program of a model in evaluation, with marked calls of `parts`; and its arguments."""
     args, options = model_arguments(batch, kwargs)
     options = eval_kwargs(model.__call__, args, options, "nnx.fold")  # pyright: ignore[reportAttributeAccessIssue]
-    arrays = _arrays_by_place(model)
+    arrays = {_place(path): _values(module) for path, module in nnx.iter_modules(model)}
     graph, variables = nnx.split(model)
 
     def run(variables: Any, args: Any, options: Any) -> Any:
@@ -92,19 +91,9 @@ def _place(path: tuple[Any, ...]) -> str:
     return ".".join(map(str, path))
 
 
-def _arrays_by_place(model: nnx.Module) -> dict[str, dict[str, Array]]:
-    """The variables of each module, by name; none of a module where another has one of them, too."""
-    found = {_place(path): _variables(module) for path, module in nnx.iter_modules(model)}
-    owners = Counter(id(v) for variables in found.values() for v in variables.values())
-    alone = {place: all(owners[id(v)] == 1 for v in variables.values()) for place, variables in found.items()}
-    return {
-        place: {name: v.get_value() for name, v in variables.items()} if alone[place] else {}
-        for place, variables in found.items()
-    }
-
-
-def _variables(module: Any) -> dict[str, nnx.Variable]:
-    return {name: v for name, v in vars(module).items() if isinstance(v, nnx.Variable)}
+def _values(module: Any) -> dict[str, Array]:
+    """The values of the variables of a module, by name."""
+    return {name: v.get_value() for name, v in vars(module).items() if isinstance(v, nnx.Variable)}
 
 
 def _mark(module: Any, place: str, arrays: dict[str, Array], parts: list[Part]) -> None:
@@ -112,12 +101,11 @@ def _mark(module: Any, place: str, arrays: dict[str, Array], parts: list[Part]) 
     cls = type(module)
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Array:
-        here = {name: v.get_value() for name, v in _variables(self).items()}
-        several = any(here[name].shape != v.shape for name, v in arrays.items())
+        here = _values(self)
         self.__class__ = cls
-        y = marked_call(parts, self, place, {} if several else arrays, self, args, kwargs)
+        y = marked_call(parts, self, place, arrays, here, self, args, kwargs)
         self.__class__ = marked
-        if any(v.get_value() is not here[name] for name, v in _variables(self).items()):
+        if any(value is not here.get(name) for name, value in _values(self).items()):
             raise ValueError("nnx.fold: a norm is told to train. Tell the model to evaluate, as train=False.")
         return y
 

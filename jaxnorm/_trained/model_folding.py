@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxnorm._trained.fold import fold
-from jaxnorm._trained.neighbours import Source, sources
+from jaxnorm._trained.neighbours import Source, arguments, sources
 from jaxnorm._types import Affine, RunningStats
 
 
@@ -39,9 +39,13 @@ class Part(NamedTuple):
     """That of its result."""
 
 
-def fold_parts(parts: Sequence[Part], program: Any) -> FoldReport:
-    """Folds each norm into the layer straight before it, or after it, in a program where calls of parts are marked."""
+def fold_parts(parts: Sequence[Part], program: Any, given: Sequence[Any]) -> FoldReport:
+    """Folds each norm into the layer straight before it, or after it, in a program where calls of parts are marked.
+
+    `given` are the arguments of the program.
+    """
     found = sources(program)
+    parts = _with_own_variables(parts, found, program, given)
     times = Counter(parts[call].place for call in found)
     report = FoldReport({}, {})
     for call, source in found.items():
@@ -54,6 +58,27 @@ def fold_parts(parts: Sequence[Part], program: Any) -> FoldReport:
         if why is not None:
             report.kept[norm.place] = why
     return report
+
+
+def _with_own_variables(
+    parts: Sequence[Part], found: Mapping[int, Source], program: Any, given: Sequence[Any]
+) -> list[Part]:
+    """The parts; they refuse unless their variables are arguments as they are, and nobody else reads those of a layer.
+
+    Not so what a kernel is computed from, as in weight norm, or what a scan over layers takes a slice of.
+    """
+    variables, uses = arguments(program)
+    checked = list(parts)
+    for call in found:
+        part = parts[call]
+        own = {name: variables.get((call, name)) for name in part.arrays}
+        alone = all(number is not None and given[number] is part.arrays[name] for name, number in own.items())
+        if part.spec is None:
+            alone &= bool(own) and all(uses[number] == 1 for number in own.values())  # pyright: ignore[reportArgumentType]
+        if part.refusal is None and not alone:
+            refusal = f"Variables of {part.place} are computed, shared, or several, as in a scan over layers."
+            checked[call] = part._replace(refusal=refusal)
+    return checked
 
 
 def _refusal(part: Part, times: Mapping[str, int]) -> str | None:

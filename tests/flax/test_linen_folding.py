@@ -23,6 +23,17 @@ class Scaled(nn.Conv):
         return 2 * super().param(name, *args)
 
 
+class Doubled(nn.BatchNorm):
+    """A norm that gives something else."""
+
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        mean = self.variable("batch_stats", "mean", jnp.zeros, scale.shape)
+        self.variable("batch_stats", "var", jnp.ones, scale.shape)
+        return 2 * x * scale.reshape(1, 1, 1, -1) - mean.value.reshape(1, 1, 1, -1)
+
+
 class Called(nn.Module):
     """A model whose code is a function of the module."""
 
@@ -62,6 +73,17 @@ def masked(_, x):
     return norm(name="bn")(nn.Conv(4, (3, 3), mask=jnp.ones((3, 3, 4, 4)), name="conv")(x))
 
 
+def read_elsewhere(module, x):
+    layer = nn.Dense(4, name="dense")
+    y = norm(name="bn")(layer(x))
+    return y + layer.variables["params"]["kernel"].sum()
+
+
+def computed(_, x):
+    squared = nn.map_variables(nn.Dense, "params", lambda v: jax.tree.map(jnp.square, v), init=True, mutable=True)
+    return norm(name="bn")(squared(4, name="dense")(x))
+
+
 then = lambda layer, bn: lambda _, x: bn()(layer()(x))
 conv = lambda **options: nn.Conv(4, (3, 3), name="conv", **options)
 # What is done, and what the report says of it.
@@ -82,6 +104,14 @@ KEPT = {
     "used elsewhere": (elsewhere, "What conv gives is used elsewhere"),
     "a subclass": (then(lambda: Scaled(4, (3, 3)), lambda: norm(name="bn")), "is no layer, but"),
     "a masked kernel": (masked, "mask for its kernel"),
+    "a subclass of a norm": (then(conv, lambda: Doubled(name="bn")), "Doubled is a class of its own"),
+    "weight norm": (lambda _, x: norm(name="bn")(nn.WeightNorm(conv())(x)), "no layer, but|are computed"),
+    "weight norm, after": (
+        lambda _, x: nn.WeightNorm(nn.Conv(4, (3, 3), padding=0))(norm(name="bn")(x)),
+        "Variables of .* are computed",
+    ),
+    "read elsewhere": (read_elsewhere, "Variables of dense are computed, shared"),
+    "computed": (computed, "Variables of .* are computed"),
     "channels first": (then(conv, lambda: norm(axis=1, name="bn")), r"along axis 1 of data of shape \(2, 6, 6, 4\)"),
     "channels first, by spec": (then(conv, lambda: by_spec(jn.BatchNorm(channel_axis=1), name="bn")), "along axis 1"),
     "layer norm": (then(conv, lambda: nn.LayerNorm(name="bn")), "LayerNorm is not by running"),
@@ -123,7 +153,7 @@ def test_what_stays_in_a_scan():
     model = Called(scanned)
     variables = trained(model)
     apply, same, report = jn.linen.fold(model, variables, X)
-    assert "scan" in report.kept["scan.bn"]
+    assert "in a scan" in report.kept["scan.bn"]
     np.testing.assert_array_equal(apply(same, X), model.apply(variables, X))
     assert str(report).startswith("scan.bn stays: ")
 

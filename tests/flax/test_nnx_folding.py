@@ -60,9 +60,9 @@ class Scaled(nnx.Conv):
 KEPT = {
     "after relu": (lambda: nnx.Sequential(conv(), nnx.relu, bn()), "no layer, but relu"),
     "before zeros": (lambda: nnx.Sequential(bn(), conv()), "pads with zeros"),
-    "shared kernel": (Tied, "shared"),
+    "shared kernel": (Tied, "Variables of second are computed, shared"),
     "called twice": (Twice, "called 2 times"),
-    "scanned": (Scanned, "in a scan"),
+    "scanned": (Scanned, "computed, shared, or several"),
     "a subclass": (lambda: nnx.Sequential(Scaled(4, 4, (3, 3), rngs=nnx.Rngs(1)), bn()), "is no layer, but mul"),
     "layer norm": (lambda: nnx.Sequential(conv(), nnx.LayerNorm(4, rngs=nnx.Rngs(0))), "LayerNorm is not by running"),
 }

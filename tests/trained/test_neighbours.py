@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxnorm._trained.neighbours import mark_input, mark_output, sources
+from jaxnorm._trained.neighbours import arguments, mark_input, mark_output, mark_variables, sources
 
 X = jnp.ones(3)
 
@@ -51,6 +51,29 @@ def test_within_parts_of_a_program():
     for f in (jax.jit(pair), jax.checkpoint(pair), loop, lambda x: jax.lax.cond(True, pair, jnp.cos, x)):
         assert found(f)[1].call == 0
     assert found(lambda x: jax.jit(lambda y: called(y, 1))(called(x, 0)))[1].call is None
+
+
+def test_arguments():
+    """A variable is known through functions that are compiled or recomputed, and not where it is computed."""
+
+    def used(x):
+        mark_variables({"kernel": x}, 0)
+        return jnp.sin(x)
+
+    def both(x):
+        return used(x) + x
+
+    lifts = [lambda f: f, jax.jit, jax.checkpoint, lambda f: jax.jit(jax.checkpoint(f))]
+    for lift in lifts:
+        found = arguments(jax.make_jaxpr(lift(used))(X))
+        assert found.variables == {(0, "kernel"): 0}
+        assert found.uses[0] == 1
+        assert arguments(jax.make_jaxpr(lift(both))(X)).uses[0] == 2
+        assert arguments(jax.make_jaxpr(lambda x, lift=lift: lift(used)(2 * x))(X)).variables == {}
+    second = arguments(jax.make_jaxpr(lambda x, y: jax.jit(lambda a, b: used(b) + a)(x, y))(X, X))
+    assert second.variables == {(0, "kernel"): 1}
+    sliced = arguments(jax.make_jaxpr(lambda xs: jax.lax.map(used, xs))(jnp.ones((2, 3))))
+    assert sliced.variables == {}
 
 
 def test_values_stay_what_they_are():
