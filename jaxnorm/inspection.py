@@ -86,7 +86,8 @@ def _findings(stats: Any) -> list[str]:
 def table(found: Found) -> "Table":
     """A table with a line for each norm, of the worst channel for each number, for `rich.print`.
 
-    columns = max |mean − μ|/σ,  var/σ² from … to,  median error of a batch in σ,  the start,  dead,  saturated
+    columns = max |mean − μ|/σ,  var/σ² from … to,  median error of a batch's mean in σ,  what is left of the start,
+    and how many channels are dead, on one side of 0 (before a relu: idle), or without data
 
     Args:
         found: `jn.Inspection` by place, of arrays (channels,), as `inspect` gives it.
@@ -105,8 +106,9 @@ def table(found: Found) -> "Table":
     from rich.box import SIMPLE_HEAD
     from rich.table import Column, Table
 
-    titles = "norm", "channels", "mean off, σ", "var / σ²", "batch off, σ", "start", "dead", "one side", "no data"
-    made = Table(*(Column(title, no_wrap=i == 0) for i, title in enumerate(titles)), box=SIMPLE_HEAD, padding=(0, 1))
+    titles = "channels", "mean, σ", "var / σ²", "batch, σ", "start", "dead", "one side", "no data"
+    columns = Column("norm", overflow="fold"), *(Column(title, no_wrap=True, justify="right") for title in titles)
+    made = Table(*columns, box=SIMPLE_HEAD, padding=0, pad_edge=False)
     for place, stats in found.items():
         stats = _arrays(stats)
         numbers = _largest(stats.mean_distance), _median(stats.batch_mean_error), _largest(stats.start_weight)
