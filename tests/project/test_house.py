@@ -40,7 +40,8 @@ ELSEWHERE = {
     "inspection.py": "trained/test_inspection.py",
     "_flax/linen_state.py": "flax/test_linen.py",
     "_specs/norms.py": "specs/test_base.py",
-    "_trained/model_folding.py": "flax/test_folding.py",
+    "_flax/folding.py": "flax/test_model_folding.py",
+    "_trained/model_folding.py": "flax/test_model_folding.py",
     "_checks/specs.py": "checks/test_errors.py",
 }
 files = pytest.mark.parametrize("path", FILES, ids=str)

@@ -11,7 +11,6 @@ from flax import linen as nn
 from jax import export
 
 import jaxnorm as jn
-from benchmarks.networks import LinenResNet18
 
 UNKNOWN = re.compile(r"\b(platform_index|jaxnorm_\w+|optimization_barrier|while|cond|scan|pallas_call)\[")
 
@@ -113,12 +112,3 @@ def test_any_size_for_all_platforms(name):
         )
         again = export.deserialize(exported.serialize())
         np.testing.assert_allclose(again.call(x), f(x), rtol=1e-5, atol=1e-5)
-
-
-def test_a_whole_network():
-    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
-    model = LinenResNet18(lambda: jn.linen.Norm(jn.GroupNorm(groups=1), train=False), width=4)
-    variables = model.init(jax.random.key(1), x)
-    portable = jn.portable(model.apply)
-    assert not UNKNOWN.search(program(portable, variables, x))
-    np.testing.assert_allclose(jax.jit(portable)(variables, x), jax.jit(model.apply)(variables, x), rtol=1e-4)

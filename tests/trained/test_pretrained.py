@@ -93,17 +93,14 @@ def test_folded(linen, net):
     close(nnx.jit(lambda net, x: net(x))(small, images()), 2e-5)
 
 
-def test_inspected_and_recalibrated(linen):
-    """On noise in the place of images, running statistics are far off; recalibrated, they are those of the noise."""
+def test_inspected(linen):
+    """On noise in the place of images, running statistics are far off."""
     model, variables = linen
     found = jn.linen.inspect(model, variables, [images()])
     assert len(found) == 52
     said = str(jn.inspection.findings(found))
     assert "are not those of these data" in said
     assert "channels are dead" in said
-    after = jn.linen.inspect(model, jn.linen.recalibrate(model, variables, [images()]), [images()])
-    worst = max(np.nanmax(np.where(stats.y_std > 1e-2, stats.mean_distance, 0)) for stats in after.values())
-    assert worst < 1e-2
 
 
 def test_a_step_of_fine_tuning(linen):
