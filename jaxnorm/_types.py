@@ -178,7 +178,8 @@ class Inspection(NamedTuple):
     3 `y_std`, what comes after it, if that is a relu, passes all or nothing of it, but for a tenth
     `skipped`,    the number of batches in which a channel had no data, or such that were not finite
 
-    A number that is not known is NaN: `start_weight` without `steps`, y without the norm; distances of a constant.
+    A number that is not known is NaN: `start_weight` without `steps`, y without the norm or where it is no batch norm;
+    distances of a constant. Of `jn.InstanceNorm(track=True)`, σ² is within examples. In a scan: (layers, channels).
     Paper: Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm".
 
     >>> jn.Inspection(*jnp.zeros((8, 3))).var_ratio

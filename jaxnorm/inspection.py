@@ -48,12 +48,15 @@ def findings(found: Found) -> dict[str, list[str]]:
 
 def _arrays(stats: Inspection) -> Any:
     """Its numbers as arrays of NumPy, each of (channels,)."""
-    arrays: Any = np.broadcast_arrays(*map(np.asarray, stats))
+    # Of norms in a scan over layers, the channels of all.
+    arrays: Any = (v.ravel() for v in np.broadcast_arrays(*map(np.asarray, stats)))
     return Inspection(*arrays)
 
 
 def _findings(stats: Any) -> list[str]:
-    sentences = []
+    sentences: list[str] = []
+    if not stats.var_ratio.size:
+        return sentences
     if (owed := _largest(stats.start_weight)) > _OWED:
         sentences.append(
             f"Running averages are {owed:.0%} their start at (0, 1): lower the momentum, use debias=True, or "
@@ -104,6 +107,7 @@ def table(found: Found) -> "Table":
     1
     """
     from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
     from rich.table import Column, Table
 
     titles = "channels", "mean, σ", "var / σ²", "batch, σ", "start", "dead", "one side", "no data"
@@ -115,7 +119,7 @@ def table(found: Found) -> "Table":
         mean, noise, start = ("" if np.isnan(v) else f"{v:.2g}" for v in numbers)
         counts = _dead(stats).sum(), _saturated(stats).sum(), (stats.skipped > 0).sum()
         cells = str(stats.var_ratio.size), mean, _range(stats.var_ratio), noise, start, *map(str, counts)
-        made.add_row(place or "the model", *cells)
+        made.add_row(escape(place or "the model"), *cells)
     return made
 
 
@@ -129,7 +133,7 @@ def heat_map(found: Found, path: str | PathLike[str]) -> None:
         path: of the PNG.
 
     Raises:
-        ModuleNotFoundError: matplotlib is not installed.
+        ModuleNotFoundError: matplotlib is not installed. ValueError: there is nothing to draw.
 
     Paper: none.
 
@@ -141,10 +145,15 @@ def heat_map(found: Found, path: str | PathLike[str]) -> None:
     """
     from matplotlib.figure import Figure
 
+    found = {place: values for place, values in found.items() if np.size(values.var_ratio)}
+    if not found:
+        raise ValueError("heat_map: nothing was found: there are no norms, or none has channels.")
     stats = [_arrays(values) for values in found.values()]
+    with np.errstate(divide="ignore"):
+        doublings = [np.log2(s.var_ratio) for s in stats]
     panels = {
         "running mean: σ from that of the data": ([s.mean_distance for s in stats], "magma", (0, 2)),
-        "running variance: doublings from that of the data": ([np.log2(s.var_ratio) for s in stats], "RdBu", (-3, 3)),
+        "running variance: doublings from that of the data": (doublings, "RdBu", (-3, 3)),
     }
     figure = Figure(figsize=(10, 1.4 + 0.28 * len(stats)), layout="constrained")
     for axes, (title, (rows, colours, (low, high))) in zip(figure.subplots(1, 2), panels.items(), strict=True):

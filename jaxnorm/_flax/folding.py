@@ -1,5 +1,6 @@
 """Layers and norms of Flax in the terms of `fold`, whether of linen or of nnx."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from jaxnorm._specs.base import Spec
 from jaxnorm._specs.norms import BatchNorm, Identity
 from jaxnorm._trained.model_folding import Part
 from jaxnorm._trained.neighbours import mark_input, mark_output, mark_variables
+from jaxnorm._types import Affine
 
 _DENSE = nn.Dense, nnx.Linear
 _GENERAL = nn.DenseGeneral, nnx.LinearGeneral
@@ -21,6 +23,10 @@ _CONVOLUTIONS = nn.Conv, nnx.Conv
 _TRANSPOSED = nn.ConvTranspose, nnx.ConvTranspose
 _MODULES = (nn.BatchNorm.__module__, nnx.BatchNorm.__module__, "jaxnorm.linen", "jaxnorm.nnx")
 """Where the norms are that are known; a subclass may do anything."""
+_ARITHMETIC = (
+    "dot_general", "dot_general_cls", "conv_general_dilated", "conv_general_dilated_cls", "promote_dtype",
+)  # fmt: skip
+"""How a layer may be told to do something else with its kernel, as to round it."""
 _LAYERS = (*_DENSE, *_GENERAL, *_CONVOLUTIONS, *_TRANSPOSED)
 
 
@@ -70,9 +76,9 @@ def marked_call(
 def _part(module: Any, place: str, arrays: dict[str, Array], x: Any, given: Mapping[str, Any]) -> Part:
     """A module as it is called, with `x` and what else is `given`."""
     if is_layer(module):
-        return Part(place, None, arrays, _refusal_of_layer(module), _options(module))
+        return Part(place, None, arrays, _refusal_of_layer(module), _options(module, x), x.dtype)
     spec = spec_of(module)
-    return Part(place, spec, arrays, _refusal_of_norm(module, spec, x, given), {})
+    return Part(place, spec, arrays, _refusal_of_norm(module, spec, x, given), {}, x.dtype)
 
 
 def spec_of(module: Any) -> Spec:
@@ -87,11 +93,21 @@ def spec_of(module: Any) -> Spec:
     )  # fmt: skip
 
 
+def affine_of(norm: Any, variables: Mapping[str, Any]) -> Affine | None:
+    """The affine map of a norm of a batch, by running statistics; None for one that does something else besides."""
+    plain = getattr(norm, "spec", norm)
+    return Affine(variables.get("scale"), variables.get("bias")) if type(plain) is BatchNorm else None
+
+
 def _refusal_of_layer(module: Any) -> str | None:
     if type(module) in _GENERAL and not _is_matrix(module):
         return f"Its layer, {type(module).__name__}, has its outputs along several axes, or a kernel for each example."
     if getattr(module, "mask", None) is not None:
         return f"Its layer, {type(module).__name__}, has a mask for its kernel."
+    defaults = inspect.signature(type(module).__init__).parameters
+    for name in _ARITHMETIC:
+        if name in defaults and getattr(module, name) is not defaults[name].default:
+            return f"Its layer, {type(module).__name__}, has {name}={getattr(module, name)!r}."
     return None
 
 
@@ -120,10 +136,13 @@ def _is_matrix(module: Any) -> bool:
     return len(module.out_features) == 1 and not module.batch_axis
 
 
-def _options(module: Any) -> dict[str, Any]:
+def _options(module: Any, x: Any) -> dict[str, Any]:
     """How `fold` is told of a layer."""
-    if type(module) in (*_DENSE, *_GENERAL):
+    if type(module) in _DENSE:
         return {}
+    if type(module) in _GENERAL:
+        last = max(axis % x.ndim for axis in np.atleast_1d(module.axis)) == x.ndim - 1
+        return {} if last else {"padding": f"axis={module.axis}"}
     if type(module) in _TRANSPOSED:
         # Its border has fewer terms, whatever its padding: no norm before it is a part of it.
         flipped = {"output_axis": -2, "input_axis": -1} if module.transpose_kernel else {}

@@ -1,15 +1,19 @@
 """Calls of linen models: told to evaluate, and those of their norms intercepted."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from itertools import count
 from typing import Any
 
+import jax
 from flax import linen as nn
 from flax.core.scope import union_filters
 
 from jaxnorm._flax.evaluate import eval_kwargs, model_arguments
 from jaxnorm._flax.linen_state import has_spec
 
+_traced_for = jax.make_user_context(0)
+_numbers = count(1)
 _FLAX = nn.BatchNorm, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm
 _OF_APPLY = ("rngs", "method", "capture_intermediates", "mutable")
 """What goes to `model.apply`, and not to the model."""
@@ -48,6 +52,15 @@ def is_norm_call(context: Any) -> bool:
     """Whether what `nn.intercept_methods` tells of is the call of a norm, one of jaxnorm or of Flax."""
     module = context.module
     return context.method_name == "__call__" and (isinstance(module, _FLAX) or has_spec(module))
+
+
+def own_traces() -> Callable[[], AbstractContextManager[None]]:
+    """A context in which what is traced is found again in the same one alone.
+
+    Else a part under `nn.jit` would bring along what was intercepted when it was traced before.
+    """
+    number = next(_numbers)
+    return lambda: _traced_for(number)
 
 
 @contextmanager

@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from flax import linen as nn
+from flax.core.scope import subtract_filters, union_filters
 from flax.errors import ModifyScopeVariableError
 
 from jaxnorm._flax.folding import first_argument, is_layer, marked_call, program_of
-from jaxnorm._flax.linen_calls import eval_arguments, is_norm_call, with_attributes
+from jaxnorm._flax.linen_calls import eval_arguments, is_norm_call, own_traces, with_attributes
 from jaxnorm._trained.model_folding import FoldReport, Part, fold_parts
 
 
@@ -31,10 +32,12 @@ def fold(
     Returns:
         A function as `model.apply`, the variables for it, and a report: `report.folded` has the layers by the places of
         norms, `report.kept` says why others stay. Folded norms have no variables any more. Kernels keep their dtypes;
-        a layer that had no bias has one. Shapes of the data may change afterwards.
+        a layer that had no bias has one. Shapes of the data may change afterwards; flags that lead elsewhere in the
+        model may not, and of intermediates those between a layer and its norm are not there any more.
 
     Raises:
-        ValueError: a norm is told to train. TypeError: the model requires more than it is given.
+        ValueError: a norm is told to train, or `apply` another `method` than was folded. TypeError: the model requires
+        more than it is given.
 
     Paper: Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
     Inference", section 3.2.
@@ -47,15 +50,22 @@ def fold(
     """
     variables = nn.meta.unbox(dict(variables))
     parts: list[Part] = []
-    report = fold_parts(parts, *_marked(model, variables, batch, kwargs, parts))
+    with own_traces()():
+        program, given = _marked(model, variables, batch, kwargs, parts)
+    report = fold_parts(parts, program, given)
+    for place in _places(variables.get("batch_stats", {})) - report.folded.keys() - report.kept.keys():
+        report.kept[place] = "It is in a part that is compiled by itself, and was not traced anew; or it is not called."
     layers = {part.place: part.arrays for part in parts if part.place in report.folded.values()}
     dtypes = {part.place: part.dtype for part in parts}
-    return _applying(model, report, dtypes), _rebuilt(variables, report.folded, layers), report
+    return _applying(model, report, dtypes, kwargs.get("method")), _rebuilt(variables, report.folded, layers), report
 
 
 def _marked(model: nn.Module, variables: Any, batch: Any, kwargs: Mapping[str, Any], parts: list[Part]) -> Any:
     """The program of a model in evaluation, with marked calls of `parts`; and its arguments."""
     args, options, of_apply = eval_arguments(model, batch, kwargs, "linen.fold")
+    # What a model writes down is a result, too. Norms that train would write, and can't.
+    written = union_filters(of_apply.get("mutable", False), list(variables))
+    of_apply["mutable"] = subtract_filters(written, ["params", "batch_stats"])
 
     def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
         module = context.module
@@ -81,14 +91,16 @@ def _arrays(variables: Any, module: Any) -> tuple[dict[str, Any], dict[str, Any]
         tree = variables.get(collection, {})
         for name in module.path:
             tree = tree.get(name, {})
-        given |= tree
-        here |= module.variables.get(collection, {})
+        given |= {name: value for name, value in tree.items() if not isinstance(value, Mapping)}
+        here |= {name: module.variables[collection][name] for name in given if name in tree}
     return given, here
 
 
-def _applying(model: nn.Module, report: FoldReport, dtypes: Mapping[str, Any]) -> Callable[..., Any]:
+def _applying(
+    model: nn.Module, report: FoldReport, dtypes: Mapping[str, Any], folded_method: Any
+) -> Callable[..., Any]:
     """`model.apply`, without the norms that are folded."""
-    layers = set(report.folded.values())
+    layers, traces = set(report.folded.values()), own_traces()
 
     def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
         module, place = context.module, ".".join(context.module.path)
@@ -100,7 +112,13 @@ def _applying(model: nn.Module, report: FoldReport, dtypes: Mapping[str, Any]) -
         return call(*args, **kwargs)
 
     def apply(variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        with nn.intercept_methods(intercept):
+        method = kwargs.get("method")
+        if (method or "__call__") != (folded_method or "__call__"):
+            raise ValueError(
+                f"linen.fold: method={method!r}, and the model was folded for method={folded_method!r}: what comes "
+                f"after a layer may be another norm there, or none. Fold it for each method."
+            )
+        with traces(), nn.intercept_methods(intercept):
             return model.apply(variables, *args, **kwargs)
 
     return apply
@@ -108,14 +126,20 @@ def _applying(model: nn.Module, report: FoldReport, dtypes: Mapping[str, Any]) -
 
 def _rebuilt(tree: Any, norms: Mapping[str, str], layers: Mapping[str, Any], path: tuple[str, ...] = ()) -> Any:
     """Variables without those of folded norms, and with the new ones of layers."""
-    place = ".".join(path[1:])
-    if place in layers and path[0] == "params":
-        return {**tree, **layers[place]}
     if not isinstance(tree, Mapping):
         return tree
     kept = {key: value for key, value in tree.items() if ".".join((*path[1:], key)) not in norms}
     below = {key: _rebuilt(value, norms, layers, (*path, key)) for key, value in kept.items()}
-    return {key: value for key, value in below.items() if not _is_empty(value) or _is_empty(tree[key])}
+    rebuilt = {key: value for key, value in below.items() if not _is_empty(value) or _is_empty(tree[key])}
+    return rebuilt | layers.get(".".join(path[1:]), {}) if path[:1] == ("params",) else rebuilt
+
+
+def _places(tree: Any, path: tuple[str, ...] = ()) -> set[str]:
+    """Where there are running statistics."""
+    if not isinstance(tree, Mapping):
+        return set()
+    here = {".".join(path)} if {"mean", "var"} <= tree.keys() and not isinstance(tree["mean"], Mapping) else set()
+    return here.union(*(_places(value, (*path, key)) for key, value in tree.items()))
 
 
 def _is_empty(tree: Any) -> bool:

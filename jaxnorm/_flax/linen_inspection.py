@@ -1,14 +1,15 @@
 """Norms of a linen model beside data."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from flax import linen as nn
+from jax.tree_util import DictKey, keystr
 
-from jaxnorm._flax.folding import spec_of
-from jaxnorm._flax.linen_calls import is_norm_call, stats_step
+from jaxnorm._flax.folding import affine_of, spec_of
+from jaxnorm._flax.linen_calls import is_norm_call, own_traces, stats_step
 from jaxnorm._state.inspect import beside_data, moments_of_batches
-from jaxnorm._types import Affine, Inspection
+from jaxnorm._types import Inspection
 
 
 def inspect(
@@ -38,30 +39,30 @@ def inspect(
     >>> print(found.mean_distance.round(2), found.start_weight.round(2))
     [2.12] [0.74]
     """
-    norms: dict[str, Any] = {}
+    norms: dict[tuple[str, ...], tuple[Any, bool]] = {}
 
     def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
         if is_norm_call(context):
-            norms[".".join(context.module.path)] = spec_of(context.module)
+            given = kwargs.get("scale") is not None or kwargs.get("bias") is not None
+            norms[context.module.path] = spec_of(context.module), given
         return call(*args, **kwargs)
 
     fixed = {name: value for name, value in nn.meta.unbox(dict(variables)).items() if name != "batch_stats"}
     step = stats_step(model, kwargs, "linen.inspect")
-    with nn.intercept_methods(intercept):
+    with own_traces()(), nn.intercept_methods(intercept):
         found = moments_of_batches(step, variables.get("batch_stats", {}), ((fixed, batch) for batch in batches))
-    places = {key: key.removeprefix("['").removesuffix("']").replace("']['", ".") for key in found}
-    params = {place: _at(fixed.get("params", {}), place) for place in places.values()}
-    return {
-        places[key]: beside_data(*stats, norms[places[key]], _affine(params[places[key]]), steps)
-        for key, stats in found.items()
-    }
+    # One that was not seen is in a part that is compiled by itself, and was traced for another.
+    places = {keystr(tuple(map(DictKey, path))): path for path in norms}
+    inspected = {}
+    for key, stats in found.items():
+        path = places.get(key)
+        norm, given = norms[path] if path is not None else (None, True)
+        affine = None if given or path is None else affine_of(norm, _at(fixed.get("params", {}), path))
+        inspected[key if path is None else ".".join(path)] = beside_data(*stats, norm, affine, steps)
+    return inspected
 
 
-def _at(tree: Any, place: str) -> Any:
-    for name in place.split(".") if place else ():
+def _at(tree: Any, path: Sequence[str]) -> Any:
+    for name in path:
         tree = tree.get(name, {})
     return tree
-
-
-def _affine(variables: Mapping[str, Any]) -> Affine:
-    return Affine(variables.get("scale"), variables.get("bias"))

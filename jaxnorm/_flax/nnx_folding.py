@@ -1,6 +1,6 @@
 """Norms of an nnx model become parts of its layers, in a copy of it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping, MutableSequence
 from typing import Any
 
 from flax import nnx
@@ -39,7 +39,7 @@ def fold(model: nnx.Module, batch: Any, **kwargs) -> tuple[nnx.Module, FoldRepor
     Returns:
         The copy, told to evaluate, and a report: `report.folded` has the layers by the places of norms, `report.kept`
         says why others stay. Kernels keep their dtypes; a layer that had no bias has one. Shapes of the data may change
-        afterwards.
+        afterwards; flags that lead elsewhere in the model may not, nor do methods that were not called.
 
     Raises:
         ValueError: a norm is told to train. TypeError: the model requires more than it is given.
@@ -64,10 +64,8 @@ def fold(model: nnx.Module, batch: Any, **kwargs) -> tuple[nnx.Module, FoldRepor
         layer, arrays = modules[place], by_place[place].arrays
         layer.kernel.set_value(arrays["kernel"])
         layer.bias, layer.use_bias = nnx.Param(arrays["bias"]), True
-    for path, _ in list(nnx.iter_modules(copy)):
-        if _place(path) in report.folded:
-            _replace(copy, path, Folded(by_place[_place(path)].dtype))
-    return copy, report
+    new = {id(modules[place]): Folded(by_place[place].dtype) for place in report.folded}
+    return _replace(copy, new, set()), report
 
 
 def _marked(model: nnx.Module, batch: Any, kwargs: Mapping[str, Any], parts: list[Part]) -> Any:
@@ -82,7 +80,8 @@ def _marked(model: nnx.Module, batch: Any, kwargs: Mapping[str, Any], parts: lis
         for path, module in nnx.iter_modules(net):
             if is_layer(module) or is_norm(module):
                 _mark(module, _place(path), arrays[_place(path)], parts)
-        return net(*args, **options)
+        # What a model writes down is a result, too.
+        return net(*args, **options), nnx.state(net, nnx.Not(nnx.Param))
 
     return program_of(run, variables, args, options)
 
@@ -105,7 +104,7 @@ def _mark(module: Any, place: str, arrays: dict[str, Array], parts: list[Part]) 
         self.__class__ = cls
         y = marked_call(parts, self, place, arrays, here, self, args, kwargs)
         self.__class__ = marked
-        if any(value is not here.get(name) for name, value in _values(self).items()):
+        if is_norm(self) and any(value is not here.get(name) for name, value in _values(self).items()):
             raise ValueError("nnx.fold: a norm is told to train. Tell the model to evaluate, as train=False.")
         return y
 
@@ -113,12 +112,25 @@ def _mark(module: Any, place: str, arrays: dict[str, Array], parts: list[Part]) 
     module.__class__ = marked
 
 
-def _replace(model: Any, path: tuple[Any, ...], module: nnx.Module) -> None:
-    """Puts a module in the place of another."""
-    *above, last = path
-    for name in above:
-        model = model[name] if isinstance(name, int) else getattr(model, name)
-    if isinstance(last, int):
-        model[last] = module
+def _replace(node: Any, new: Mapping[int, Any], seen: set[int]) -> Any:
+    """A model with other modules in the place of some, by their `id`, wherever it holds them."""
+    if id(node) in new or id(node) in seen:
+        return new.get(id(node), node)
+    seen.add(id(node))
+    if isinstance(node, tuple):
+        return type(node)(_replace(value, new, seen) for value in node)
+    if isinstance(node, MutableSequence):
+        items: Any = enumerate(list(node))
+    elif isinstance(node, MutableMapping):
+        items = list(node.items())
+    elif isinstance(node, nnx.Module):
+        for name, value in [*vars(node).items()]:
+            other = value if name.startswith("_pytree__") else _replace(value, new, seen)
+            if other is not value and not isinstance(value, nnx.Variable):
+                setattr(node, name, nnx.data(other))
+        return node
     else:
-        setattr(model, last, module)
+        return node
+    for key, value in items:
+        node[key] = _replace(value, new, seen)
+    return node

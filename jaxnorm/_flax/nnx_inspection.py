@@ -4,12 +4,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from flax import nnx
+from jax.tree_util import DictKey, keystr
 
 from jaxnorm._flax import nnx_state
-from jaxnorm._flax.folding import spec_of
+from jaxnorm._flax.folding import affine_of, spec_of
 from jaxnorm._flax.nnx_calls import stats_step
 from jaxnorm._state.inspect import beside_data, moments_of_batches
-from jaxnorm._types import Affine, Inspection
+from jaxnorm._types import Inspection
 
 
 def inspect(model: nnx.Module, batches: Iterable[Any], *, steps: int | None = None, **kwargs) -> dict[str, Inspection]:
@@ -36,12 +37,17 @@ def inspect(model: nnx.Module, batches: Iterable[Any], *, steps: int | None = No
     [2.12] [0.74]
     """
     step, stats, variables = stats_step(model, kwargs, "nnx.inspect")
+    places = {keystr((DictKey(place),)): place for place in stats}
     found = moments_of_batches(step, stats, ((variables, batch) for batch in batches))
     norms = {place: module for place, module in nnx_state.modules(model) if nnx_state.is_norm(module)}
-    places = {key: key.removeprefix("['").removesuffix("']") for key in found}
-    return {
-        places[key]: beside_data(
-            *stats, spec_of(norms[places[key]]), Affine(*nnx_state.read(norms[places[key]], ("scale", "bias"))), steps
-        )
-        for key, stats in found.items()
-    }
+    inspected = {}
+    for key, stats in found.items():
+        place = places[key]
+        module = norms[place]
+        norm: Any = spec_of(module)
+        # A scale or bias may come in the call of a `Norm`, where it learns none.
+        learns = not hasattr(module, "spec") or (norm.use_scale and norm.use_bias)
+        scale, bias = nnx_state.read(module, ("scale", "bias"))
+        affine = affine_of(norm, {"scale": scale, "bias": bias}) if learns else None
+        inspected[place] = beside_data(*stats, norm, affine, steps)
+    return inspected

@@ -75,9 +75,9 @@ def beside_data(
     state: RunningState, batches: Sequence[Moments], norm: Any = None, affine: Affine | None = None,
     steps: int | None = None,
 ) -> Inspection:  # fmt: skip
-    """Running statistics of a norm beside moments of batches; with the norm, those of what it gives in evaluation."""
+    """Running statistics of a norm beside moments of batches; with its affine map, what it gives in evaluation."""
     stacked = jax.tree.map(lambda *v: np.stack(v), *batches)
-    epsilon, offset = (None, 0.0) if norm is None else (norm.epsilon, norm.scale_offset)
+    epsilon, offset = (None, 0.0) if affine is None else (norm.epsilon, norm.scale_offset)
     found = _compared(state, stacked, epsilon, affine or Affine(), offset)
     momentum: Any = getattr(norm, "momentum", None)
     if state.weight_sum is None and momentum is not None and steps is not None:

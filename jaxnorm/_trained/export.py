@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar
 
+from jaxnorm import _checks
 from jaxnorm._core.portable import portable_programs
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -26,7 +27,7 @@ def portable(function: Function) -> Function:
         A function of the same arguments and results.
 
     Raises:
-        What the function raises.
+        TypeError: it is a generator, or no function.
 
     Paper: none.
 
@@ -34,6 +35,8 @@ def portable(function: Function) -> Function:
     >>> len(str(jax.make_jaxpr(jn.portable(jn.layer_norm))(x))) < len(str(jax.make_jaxpr(jn.layer_norm)(x))) / 3
     True
     """
+
+    _checks.runs_when_called(function, "portable")
 
     @wraps(function)
     def of_operations(*args: Any, **kwargs: Any) -> Any:

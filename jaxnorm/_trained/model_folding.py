@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+
 from jaxnorm._trained.fold import fold
 from jaxnorm._trained.neighbours import Source, arguments, sources
 from jaxnorm._types import Affine, RunningStats
@@ -35,6 +37,7 @@ class Part(NamedTuple):
     """Why it stays as it is."""
     options: Mapping[str, Any]
     """How `fold` is told of the layer."""
+    input_dtype: Any
     dtype: Any = None
     """That of its result."""
 
@@ -99,7 +102,7 @@ def _fold_beside(
     after = (other for other, its in found.items() if its.call == call and not its.shared)
     candidates += [(parts[other], True) for other in after if parts[other].spec is None]
     for layer, before in candidates:
-        why = _refusal(layer, times) or _folded(norm, layer, before)
+        why = _refusal(layer, times) or (_rounds(norm, layer) if before else None) or _folded(norm, layer, before)
         if why is None:
             report.folded[norm.place] = layer.place
             return None
@@ -115,6 +118,14 @@ def _layer_before(source: Source, parts: Sequence[Part]) -> Part | str:
     if source.shared:
         return f"What {before.place} gives is used elsewhere, too."
     return before if before.spec is None else f"What comes straight before it is {before.place}, a norm."
+
+
+def _rounds(norm: Part, layer: Part) -> str | None:
+    """Says so where a layer, or a norm before it, would round what comes in, which then has its mean still."""
+    for part in (norm, layer):
+        if jnp.finfo(part.dtype).bits < jnp.finfo(norm.input_dtype).bits:
+            return f"{part.place} computes in {part.dtype} what comes as {norm.input_dtype}, and its mean costs digits."
+    return None
 
 
 def _folded(norm: Part, layer: Part, before: bool) -> str | None:

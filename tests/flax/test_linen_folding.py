@@ -80,7 +80,7 @@ def read_elsewhere(module, x):
 
 
 def computed(_, x):
-    squared = nn.map_variables(nn.Dense, "params", lambda v: jax.tree.map(jnp.square, v), init=True, mutable=True)
+    squared = nn.map_variables(nn.Dense, "params", lambda v: jax.tree.map(jnp.square, v), init=True)
     return norm(name="bn")(squared(4, name="dense")(x))
 
 
@@ -120,6 +120,19 @@ KEPT = {
     "a scale in the call": (
         lambda _, x: by_spec(jn.BatchNorm(use_scale=False), name="bn")(conv()(x), scale=2 * jnp.ones(4)),
         "scale or a bias in its call",
+    ),
+    "another axis": (
+        lambda _, x: nn.DenseGeneral(5, axis=-2)(norm(name="bn")(x[:, :4, :4])),
+        "axis=-2",
+    ),
+    "other arithmetic": (
+        then(lambda: nn.Dense(4, dot_general=lambda *args, **kwargs: jax.lax.dot_general(*args, **kwargs)),
+             lambda: norm(name="bn")),
+        "has dot_general=",
+    ),
+    "narrow arithmetic": (
+        lambda _, x: nn.Dense(4, dtype=jnp.bfloat16, name="dense")(norm(name="bn")(x)),
+        "dense computes in bfloat16 what comes as float32",
     ),
     "several outputs": (
         lambda _, x: norm(name="bn")(nn.DenseGeneral((2, 4))(x)),
@@ -227,3 +240,65 @@ def test_metadata_of_variables():
     apply, folded, report = jn.linen.fold(model, variables, X)
     assert report.folded == {"layers_1": "layers_0"}
     np.testing.assert_allclose(apply(folded, X), model.apply(variables, X), atol=1e-5)
+
+
+def test_another_method_is_another_model():
+    model = Flagged()
+    variables = model.init(jax.random.key(1), X, train=False)
+    apply, folded, _ = jn.linen.fold(model, variables, X)
+    says(lambda: apply(folded, X, method="half"), "method='half', and the model was folded for method=None")
+
+
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return norm(name="bn")(nn.Dense(4)(x))
+
+
+Jitted = nn.jit(Block)
+
+
+def test_traces_that_are_there_before():
+    """A class under `nn.jit` keeps what it was traced with: not for another model, and not for the next fold."""
+    first = Called(lambda _, x: Jitted(name="a")(x))
+    second = Called(lambda _, x: Jitted(name="a")(norm(name="bn")(nn.tanh(nn.Dense(4, name="d")(x)))))
+    twice = Called(lambda _, x: Jitted(name="b")(nn.relu(Jitted(name="a")(x))))
+    for model in (first, second, twice, first):
+        variables = trained(model)
+        want = model.apply(variables, X)
+        apply, folded, report = jn.linen.fold(model, variables, X)
+        assert {*report.folded, *report.kept} >= {"a.bn"}
+        if model is twice:
+            assert {*report.folded, *report.kept} == {"a.bn", "b.bn"}
+        np.testing.assert_allclose(apply(folded, X), want, rtol=1e-5, atol=1e-4)
+        np.testing.assert_array_equal(model.apply(variables, X), want)
+
+
+def test_what_a_model_writes_down():
+    """Statistics of a layer in a collection of its own are read by others, too."""
+
+    def caching(module, x):
+        y = nn.Dense(4, name="dense")(x)
+        module.variable("cache", "y", jnp.zeros_like, y).value = y
+        return norm(name="bn")(y)
+
+    model = Called(caching)
+    variables = trained(model)
+    _, _, report = jn.linen.fold(model, variables, X)
+    assert "What dense gives is used elsewhere" in report.kept["bn"]
+
+
+def test_a_layer_that_shares_the_scope_of_its_model():
+    class Shared(nn.Module):
+        def setup(self):
+            self.dense, self.bn = nn.Dense(4), norm()
+            nn.share_scope(self, self.dense)
+
+        def __call__(self, x):
+            return self.bn(self.dense(x))
+
+    model = Shared()
+    variables = trained(model)
+    apply, folded, report = jn.linen.fold(model, variables, X)
+    assert len(report.folded) == 1
+    np.testing.assert_allclose(apply(folded, X), model.apply(variables, X), rtol=1e-5, atol=1e-4)

@@ -31,6 +31,7 @@ ELSEWHERE = {
     "linen.py": "flax/test_linen.py",
     "nnx.py": "flax/test_nnx.py",
     "torch.py": "trained/test_torch.py",
+    "_checks/functions.py": "trained/test_export.py",
     "_checks/arrays.py": "trained/test_torch.py",
     "_flax/linen_calls.py": "flax/test_linen_models.py",
     "_flax/linen_inspection.py": "trained/test_inspection.py",

@@ -9,6 +9,7 @@ import pytest
 from cases import EACH, HOSTILE, norms, one_each
 from flax import linen as nn
 from jax import export
+from models import says
 
 import jaxnorm as jn
 
@@ -112,3 +113,15 @@ def test_any_size_for_all_platforms(name):
         )
         again = export.deserialize(exported.serialize())
         np.testing.assert_allclose(again.call(x), f(x), rtol=1e-5, atol=1e-5)
+
+
+def test_mistakes():
+    def generator(x):
+        yield jn.layer_norm(x)
+
+    async def coroutine(x):
+        return jn.layer_norm(x)
+
+    for function in (generator, coroutine):
+        says(lambda f=function: jn.portable(f), "is a generator or async")
+    says(lambda: jn.portable(3), "portable: 3 is not a function")

@@ -169,3 +169,62 @@ MISTAKES = {
 @pytest.mark.parametrize("message", MISTAKES)
 def test_mistakes(message):
     says(MISTAKES[message], message)
+
+
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return jn.linen.BatchNorm(use_running_average=True, momentum=0.9, name="norm")(x)
+
+
+Jitted = nn.jit(Block)
+
+
+def test_what_nobody_knows_of_y():
+    """A part that was traced for another, a scale in the call, a norm that does more than its statistics say."""
+
+    class Twice(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return Jitted(name="b")(Jitted(name="a")(x))
+
+    stats = {"norm": {"mean": STATE.mean, "var": STATE.var}}
+    params = {"norm": AFFINE._asdict()}
+    variables = {"params": {"a": params, "b": params}, "batch_stats": {"a": stats, "b": stats}}
+    found = jn.linen.inspect(Twice(), variables, BATCHES)
+    assert len(found) == 2
+    as_numpy_says(next(stats for place, stats in found.items() if "a" in place))
+
+    class Given(nn.Module):
+        spec: object
+
+        @nn.compact
+        def __call__(self, x, train: bool = False):
+            given = {} if self.spec.use_scale else {"scale": 2 * jnp.ones(4)}
+            return jn.linen.Norm(self.spec, name="norm")(x, train=train, **given)
+
+    for spec in (jn.BatchNorm(use_scale=False), jn.BatchInstanceNorm(), jn.InstanceNorm(track=True)):
+        model, batches = Given(spec), [jnp.stack([x, x + 1]) for x in BATCHES]
+        found = jn.linen.inspect(model, model.init(jax.random.key(0), batches[0]), batches)["norm"]
+        assert np.isnan(found.y_std).all()
+        assert np.isfinite(found.mean_distance).all()
+    norm = jn.nnx.Norm(jn.BatchNorm(use_bias=False), 4)
+    assert np.isnan(jn.nnx.inspect(norm, BATCHES)["model"].y_mean).all()
+
+
+def test_pictures_and_tables_of_anything(tmp_path):
+    """Norms in a scan, of one channel, of none, without any number; places that look like markup."""
+    stacked = jax.tree.map(lambda v: np.stack([v, v]), GOOD)
+    none = jn.Inspection(*np.zeros((8, 0), np.float32))
+    nothing = jn.Inspection(*np.full((8, 1), np.nan, np.float32))
+    found = {
+        "scan": stacked,
+        "[/a]": GOOD,
+        "none": none,
+        "nothing": nothing,
+        "flat": GOOD._replace(var_ratio=np.zeros(20)),
+    }
+    assert jn.inspection.findings(found)["scan"] == []
+    assert jn.inspection.table(found).row_count == 5
+    jn.inspection.heat_map(found, tmp_path / "norms.png")
+    says(lambda: jn.inspection.heat_map({}, tmp_path / "norms.png"), "nothing was found")
