@@ -51,19 +51,18 @@ class Arguments(NamedTuple):
 def arguments(program: Any) -> Arguments:
     """Where the arguments of a program are read."""
     found = Arguments({}, Counter())
-    _read(program.jaxpr, dict(enumerate(program.jaxpr.invars)), found)
+    _read(program.jaxpr, {id(v): number for number, v in enumerate(program.jaxpr.invars)}, found)
     return found
 
 
-def _read(part: Any, known: Mapping[int, Any], found: Arguments) -> None:
-    """Adds what a part of a program reads of those arguments that are `known` in it, by their number."""
-    numbers = {id(v): number for number, v in known.items()}
+def _read(part: Any, numbers: Mapping[int, int], found: Arguments) -> None:
+    """Adds what a part of a program reads of the arguments, of which values that are known by `id` have the numbers."""
     for equation in part.eqns:
         inner = next(iter(_within(equation)), None) if equation.primitive.name in _CALLS else None
         name = str(equation.params.get("name", ""))
         read = [(place, numbers[id(v)]) for place, v in enumerate(equation.invars) if id(v) in numbers]
         if inner is not None:
-            _read(inner, {number: inner.invars[place] for place, number in read}, found)
+            _read(inner, {id(inner.invars[place]): number for place, number in read}, found)
         elif name.startswith(_VARIABLE) and read:
             call, variable = name.removeprefix(_VARIABLE).split(" ", 1)
             found.variables[int(call), variable] = read[0][1]

@@ -72,6 +72,8 @@ def test_arguments():
         assert arguments(jax.make_jaxpr(lambda x, lift=lift: lift(used)(2 * x))(X)).variables == {}
     second = arguments(jax.make_jaxpr(lambda x, y: jax.jit(lambda a, b: used(b) + a)(x, y))(X, X))
     assert second.variables == {(0, "kernel"): 1}
+    twice = arguments(jax.make_jaxpr(lambda x: jax.jit(lambda a, b: used(a) + b)(x, x))(X))
+    assert twice.uses[0] == 2
     sliced = arguments(jax.make_jaxpr(lambda xs: jax.lax.map(used, xs))(jnp.ones((2, 3))))
     assert sliced.variables == {}
 
