@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from jaxnorm._core.barriers import Copy, barrier_copy
 from jaxnorm._core.numerics import at_most, real_dtype
-from jaxnorm._core.sharding import gather_axis, place_like, stack
+from jaxnorm._core.sharding import broadcast_like, gather_axis, place_like, stack
 
 # On a CPU, XLA sums as little as this over several axes in one loop, whose roundings add up: to 300 ulp, measured.
 _SMALL = 4096
@@ -148,7 +148,7 @@ def broadcast_in_stages(v: Array, x: Array) -> Array:
         v = barrier_copy(Copy.PARTIAL_SUM, v) if i else v
         kept = [a for a, n in enumerate(v.shape) if n != 1]
         shape = [x.shape[a] if a in stage else n for a, n in enumerate(v.shape)]
-        v = lax.broadcast_in_dim(v.reshape([v.shape[a] for a in kept]), shape, kept)
+        v = broadcast_like(v.reshape([v.shape[a] for a in kept]), shape, kept, x)
     return v
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
@@ -28,6 +29,16 @@ def place_like(v: Array | None, x: Array) -> Any:
     if v is None:
         return None
     return _reshard(v, [s if n != 1 else None for s, n in zip(places(x), v.shape, strict=True)], x)
+
+
+def broadcast_like(v: Array, shape: Sequence[Any], axes: Sequence[int], x: Array) -> Array:
+    """A vector, its axes put where `axes` says, broadcast to a shape, sharded like `x` along the axes that are as long.
+
+    Else the transpose, a sum over an axis of a mesh, would be one of an array that is gathered on all devices.
+    """
+    spec = [s if n == m else None for s, n, m in zip(places(x), shape, x.shape, strict=True)]
+    sharding = NamedSharding(jax.typeof(x).sharding.mesh, PartitionSpec(*spec)) if any(spec) else None
+    return lax.broadcast_in_dim(v, shape, axes, out_sharding=sharding)
 
 
 def reshard_as(new: Array, old: Array) -> Array:

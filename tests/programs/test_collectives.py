@@ -68,3 +68,24 @@ def test_ghosts_over_shares_take_one_collective_each_way():
     assert few.collectives_in_conditionals == many.collectives_in_conditionals == {"all-reduce": 1}
     assert few.collective_bytes <= 4 * VECTOR
     assert many.collective_bytes <= 4 * 4 * VECTOR + 2 * VECTOR
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+@pytest.mark.parametrize("spec", [jn.RMSNorm(), jn.LayerNorm()], ids=["rms", "layer"])
+def test_norms_of_heads_over_devices_send_the_sum_for_their_scale_alone(kind, spec):
+    """Queries (batch, time, heads, features): nothing forward, and y lies as x does; the guard asks all devices."""
+    mesh = jax.make_mesh((4,), ("model",), devices=jax.devices()[:4], axis_types=(kind,))
+    params, _ = spec.init(64)
+    norm = lambda q, scale: spec.apply(params._replace(scale=scale), None, q, train=True)[0]
+    pulled = lambda g, q, scale: jax.vjp(norm, q, scale)[1](g)
+    with jax.set_mesh(mesh):
+        q = jax.ShapeDtypeStruct((8, 256, 8, 64), jnp.float32, sharding=NamedSharding(mesh, P(None, None, "model")))
+        scale = jax.ShapeDtypeStruct((64,), jnp.float32, sharding=NamedSharding(mesh, P()))
+        forward = optimized(norm).lower(q, scale).compile()
+        backward = optimized(pulled).lower(q, q, scale).compile()
+    assert forward.output_shardings.is_equivalent_to(q.sharding, 4)
+    asked = 0 if isinstance(spec, jn.RMSNorm) else 2
+    assert hlo.traffic(forward.as_text()).collective_bytes <= asked
+    found = hlo.traffic(backward.as_text())
+    assert found.collectives.keys() == {"all-reduce"}
+    assert found.collective_bytes <= 4 * 64 + asked

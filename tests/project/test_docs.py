@@ -15,6 +15,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 MIGRATION = (ROOT / "docs" / "migration.md").read_text()
 AFTER_TRAINING = (ROOT / "docs" / "after_training.md").read_text()
+TRANSFORMERS = (ROOT / "docs" / "transformers.md").read_text()
 DISTRIBUTED = (ROOT / "docs" / "distributed.md").read_text()
 X = jax.random.normal(jax.random.key(1), (8, 6, 6, 3)) * 2 + 5
 
@@ -56,15 +57,47 @@ def test_examples_of_distributed():
     np.testing.assert_allclose(scope["total"].var, np.asarray(scope["parts"][:2]).var((0, 1, 2, 3)), rtol=1e-5)
 
 
-def test_examples_of_after_training(capsys):
-    """And what their comments say that they print."""
+def printing(page, capsys):
+    """What the examples define; they print what their comments say."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        scope = run(AFTER_TRAINING)
+        scope = run(page)
     printed = capsys.readouterr().out.splitlines()
     # After a line of code, not at the beginning of some.
-    promised = re.findall(r"(?<=\S\n)(?<!python\n)^# (.*)$", AFTER_TRAINING, re.MULTILINE)
+    promised = re.findall(r"(?<=\S\n)(?<!python\n)^# (.*)$", page, re.MULTILINE)
     for got, want in zip(printed, promised, strict=True):
         assert re.fullmatch(re.escape(want).replace(re.escape("..."), ".*"), got), (got, want)
+    return scope
+
+
+def test_examples_of_transformers(capsys):
+    """Beside their formulas, in NumPy and float64."""
+    scope = printing(TRANSFORMERS, capsys)
+    x, q, z, residual, shift, factor = (np.float64(scope[n]) for n in ("x", "q", "z", "residual", "shift", "factor"))
+    silu = lambda v: v / (1 + np.exp(-v))
+
+    def rms(v, axis=-1, epsilon=1e-5):
+        return v / np.sqrt((v**2).mean(axis, keepdims=True) + epsilon)
+
+    centred = x - x.mean(-1, keepdims=True)
+    want = {
+        "y_gemma": 1.5 * rms(x, epsilon=1e-6),
+        "each_head": 2 * rms(q, epsilon=1e-6),
+        "all_heads": 2 * rms(q, (-2, -1), 1e-6),
+        "gated_after": 2 * rms(x) * silu(z),
+        "gated_before": 2 * rms(x * silu(z)),
+        "gated_in_groups": 2 * rms((x * silu(z)).reshape(2, 6, 4, 8)).reshape(x.shape),
+        "adaptive": rms(centred, epsilon=1e-6) * (1 + factor) + shift,
+        "sandwich": x + rms(np.tanh(2 * rms(x))) / 2,
+        "normed": 2 * rms(x + residual),
+        "stream": x + residual,
+    }
+    for name, value in want.items():
+        np.testing.assert_allclose(scope[name], value, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_examples_of_after_training(capsys):
+    """And what their comments say that they print."""
+    scope = printing(AFTER_TRAINING, capsys)
     assert scope["labels"]["BatchNorm_0"] == {"scale": "norm", "bias": "norm"}
     assert scope["scaled"]["speed"].shape == (64, 3)
     np.testing.assert_allclose(scope["y"].shape, (32, 2))
