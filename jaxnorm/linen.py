@@ -27,7 +27,7 @@ from jaxnorm._flax import layout
 from jaxnorm._flax.call import initial_scale, standardized, tracked
 from jaxnorm._flax.layout import Layout
 from jaxnorm._flax.linen_folding import fold
-from jaxnorm._flax.linen_inspection import inspect
+from jaxnorm._flax.linen_inspection import inspect, tabulate
 from jaxnorm._flax.linen_models import frozen, recalibrate
 from jaxnorm._flax.linen_state import is_recalibrating, with_added, write
 from jaxnorm._flax.patching import replaced
@@ -37,7 +37,7 @@ from jaxnorm._types import RunningStats, fields, with_given
 
 __all__ = [
     "BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "Norm", "RMSNorm", "fold", "frozen", "inspect", "patched",
-    "recalibrate",
+    "recalibrate", "tabulate",
 ]  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from jaxnorm._flax.call import standardized, tracked
 from jaxnorm._flax.layout import Layout
 from jaxnorm._flax.nnx_folding import fold
 from jaxnorm._flax.nnx_init import Frozen, WithScaleOffset
-from jaxnorm._flax.nnx_inspection import inspect
+from jaxnorm._flax.nnx_inspection import inspect, tabulate
 from jaxnorm._flax.nnx_models import accumulate, commit, freeze, recalibrate, unfreeze
 from jaxnorm._flax.patching import replaced
 from jaxnorm._specs.base import Spec
@@ -32,7 +32,7 @@ from jaxnorm._types import Affine, Recalibrating, RunningStats, with_given
 
 __all__ = [
     "BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "Norm", "RMSNorm", "accumulate", "commit", "fold", "freeze",
-    "inspect", "patched", "recalibrate", "unfreeze",
+    "inspect", "patched", "recalibrate", "tabulate", "unfreeze",
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Norms of an nnx model beside data."""
+"""Norms of an nnx model, looked at: beside data, and in a table."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,6 +9,7 @@ from jax.tree_util import DictKey, keystr
 from jaxnorm._flax import nnx_state
 from jaxnorm._flax.folding import affine_of, spec_of
 from jaxnorm._flax.nnx_calls import stats_step
+from jaxnorm._flax.tables import class_named_by_spec
 from jaxnorm._state.inspect import beside_data, moments_of_batches
 from jaxnorm._types import Inspection
 
@@ -51,3 +52,29 @@ def inspect(model: nnx.Module, batches: Iterable[Any], *, steps: int | None = No
         affine = affine_of(norm, {"scale": scale, "bias": bias}) if learns else None
         inspected[place] = beside_data(*stats, norm, affine, steps)
     return inspected
+
+
+def tabulate(model: nnx.Module, *args: Any, **kwargs: Any) -> str:
+    """The table of `flax.nnx.tabulate`, in which a `Norm` has the name of its spec.
+
+    Norm → BatchNorm,    Norm(jn.freeze(…)) → frozen BatchNorm
+
+    Args:
+        model, args, kwargs: as for `flax.nnx.tabulate`: inputs of any shapes and dtypes, and how the table looks.
+
+    Returns:
+        The table. The model stays as it is.
+
+    Raises:
+        What Flax raises.
+
+    Paper: none.
+
+    >>> "RMSNorm" in jn.nnx.tabulate(jn.nnx.Norm(jn.RMSNorm(), 3), jnp.ones((2, 3)))
+    True
+    """
+    copy = nnx.clone(model)
+    for _, module in nnx_state.modules(copy):
+        if nnx_state.is_norm(module) and hasattr(module, "spec"):
+            module.__class__ = class_named_by_spec(module)
+    return nnx.tabulate(copy, *args, **kwargs)

@@ -39,6 +39,7 @@ ELSEWHERE = {
     "_flax/nnx_inspection.py": "trained/test_inspection.py",
     "_state/inspect.py": "trained/test_inspection.py",
     "inspection.py": "trained/test_inspection.py",
+    "_flax/tables.py": "trained/test_inspection.py",
     "_flax/linen_state.py": "flax/test_linen.py",
     "_specs/norms.py": "specs/test_base.py",
     "_flax/folding.py": "flax/test_model_folding.py",

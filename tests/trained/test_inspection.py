@@ -1,5 +1,6 @@
 """Norms beside data: each number as NumPy says it, and what is said of a model that is wrong in one way or another."""
 
+import re
 from functools import partial
 
 import flax.linen as nn
@@ -224,3 +225,25 @@ def test_pictures_and_tables_of_anything(tmp_path):
     assert jn.inspection.table(found).row_count == 5
     jn.inspection.heat_map(found, tmp_path / "norms.png")
     says(lambda: jn.inspection.heat_map({}, tmp_path / "norms.png"), "nothing was found")
+
+
+def test_tables_of_flax_name_specs():
+    class Two(nn.Module):
+        @nn.compact
+        def __call__(self, x, train: bool = False):
+            x = jn.linen.Norm(jn.BatchNorm())(x, train=train)
+            return jn.linen.Norm(jn.LayerNorm())(
+                jn.linen.Norm(jn.freeze(jn.InstanceNorm()))(x, train=True), train=train
+            )
+
+    wide = {"console_kwargs": {"width": 200, "force_terminal": False}}
+    x = jnp.ones((2, 3, 4))
+    table = jn.linen.tabulate(Two(), jax.random.key(0), **wide)(x)
+    for row in (r"Norm_0 +│ BatchNorm ", r"Norm_1 +│ frozen ", r"Norm_2 +│ LayerNorm "):
+        assert re.search(row, table)
+    assert list(Two().init(jax.random.key(0), x)["params"]) == ["Norm_0", "Norm_1", "Norm_2"]
+    model = nnx.Sequential(jn.nnx.Norm(jn.BatchNorm(), 4), jn.nnx.LayerNorm(4, rngs=nnx.Rngs(0)))
+    table = jn.nnx.tabulate(model, x, **wide)
+    assert re.search(r"layers/0 +│ BatchNorm ", table)
+    assert re.search(r"layers/1 +│ LayerNorm ", table)
+    assert type(model.layers[0]) is jn.nnx.Norm
