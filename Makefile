@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo bench test lint suite flax notebooks wheel oldest compilers onnx interpreters clean
+.PHONY: demo bench test lint suite long flax notebooks wheel oldest compilers onnx interpreters clean
 
 demo: $(VENV)/demo
 	$(RUN)/python -m jaxnorm $(ARGS)
@@ -18,9 +18,9 @@ bench: $(VENV)/bench
 test: lint suite flax notebooks wheel
 
 # A program that one process has compiled is found by the others, and by the next run.
-suite flax notebooks: export JAX_COMPILATION_CACHE_DIR = $(abspath $(VENV))/programs
-suite flax notebooks: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
-suite flax notebooks: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES = -1
+suite long flax notebooks: export JAX_COMPILATION_CACHE_DIR = $(abspath $(VENV))/programs
+suite long flax notebooks: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
+suite long flax notebooks: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES = -1
 
 lint: $(VENV)/test
 	$(RUN)/ruff check .
@@ -29,6 +29,10 @@ lint: $(VENV)/test
 
 suite: $(VENV)/test
 	$(RUN)/pytest $(ARGS)
+
+# What takes longest: several processes, whole networks beside Flax's, a network from the package index.
+long: $(VENV)/test
+	$(RUN)/pytest -m long $(ARGS)
 
 # Flax's own tests of its norms, with ours in their place.
 flax: $(VENV)/test

@@ -8,7 +8,7 @@ from typing import Any
 from flax import linen as nn
 from jax import lax
 
-from jaxnorm._flax.linen_calls import is_norm_call, own_traces, stats_step, with_attributes
+from jaxnorm._flax.linen_calls import is_norm_call, stats_step, with_attributes
 from jaxnorm._flax.linen_state import as_frozen, has_spec
 from jaxnorm._flax.selection import Select, is_selected, nothing_selected
 from jaxnorm._specs.frozen import FrozenNorm, freeze
@@ -63,8 +63,8 @@ def frozen(select: Select = None, *, trained: bool = False) -> Iterator[None]:
 
     Norms of jaxnorm and of Flax are evaluated, whatever they are told, and change no `batch_stats`; `recalibrate`
     leaves them alone. Shapes and dtypes stay. Write it into the function that is compiled, around `model.apply`: around
-    a call of one that was compiled before, it would come too late. Parts of one class under `nn.jit` are traced once,
-    and so frozen alike, wherever they are. In code of your own, `Norm(jn.freeze(spec))` says it where the norm is.
+    a call of one that was compiled before, it would come too late, and so it may for a part under `nn.jit`, which keeps
+    what it was traced with. In code of your own, `Norm(jn.freeze(spec))` says it where the norm is.
 
     Args:
         select: which of them: None for all with running statistics; a class of modules or specs, or several; the place
@@ -95,7 +95,7 @@ def frozen(select: Select = None, *, trained: bool = False) -> Iterator[None]:
         freezes.append(module.path)
         return (_by_spec if has_spec(module) else _by_flags)(module, trained, call, args, kwargs)
 
-    with own_traces()(), nn.intercept_methods(intercept):
+    with nn.intercept_methods(intercept):
         yield
     if not freezes:
         raise ValueError(

@@ -228,23 +228,3 @@ def test_where_nothing_is_frozen_it_says_so():
 def test_what_is_raised_within_is_raised():
     with pytest.raises(RuntimeError, match="mine"), jn.linen.frozen():
         raise RuntimeError("mine")
-
-
-class Block(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        return jn.linen.BatchNorm(use_running_average=False)(x)
-
-
-def test_a_part_under_jit_is_traced_anew():
-    """What it was traced with before, and after, is training."""
-    model = nn.jit(Block)()
-    variables = model.init(KEY, X)
-    trained, _ = model.apply(variables, X, mutable="batch_stats")
-    for _ in range(2):
-        with jn.linen.frozen():
-            y = model.apply(variables, X)
-        np.testing.assert_allclose(y, X, rtol=1e-4, atol=1e-4)
-        again, updates = model.apply(variables, X, mutable="batch_stats")
-        np.testing.assert_array_equal(again, trained)
-        assert updates["batch_stats"]["BatchNorm_0"]["mean"].any()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import worker
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.long]
 
 WORKER = pathlib.Path(worker.__file__)
 

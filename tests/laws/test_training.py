@@ -117,7 +117,7 @@ CASES = {
 
 @pytest.mark.parametrize(
     ("make", "library", "init", "ours", "theirs", "loss_of", "xs", "targets", "rate", "apart"),
-    CASES.values(),
+    [pytest.param(*case, marks=pytest.mark.long if "ResNet" in name else ()) for name, case in CASES.items()],
     ids=CASES,
 )
 def test_training(make, library, init, ours, theirs, loss_of, xs, targets, rate, apart):

