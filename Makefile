@@ -15,7 +15,9 @@ bench: $(VENV)/bench
 	$(RUN)/python -m benchmarks $(BENCH) $(ARGS)
 
 # All checks, with one interpreter; CI runs the oldest releases and other interpreters besides.
-test: lint suite flax notebooks wheel
+test:
+	$(MAKE) -j 2 lint wheel
+	$(MAKE) suite flax notebooks
 
 # A program that one process has compiled is found by the others, and by the next run.
 suite long flax notebooks: export JAX_COMPILATION_CACHE_DIR = $(abspath $(VENV))/programs
@@ -30,7 +32,8 @@ lint: $(VENV)/test
 suite: $(VENV)/test
 	$(RUN)/pytest $(ARGS)
 
-# What takes longest: several processes, whole networks beside Flax's, a network from the package index.
+# What takes longest: several processes, whole networks beside Flax's, a network from the package index, bits and NaN
+# of every norm on every platform.
 long: $(VENV)/test
 	$(RUN)/pytest -m long $(ARGS)
 

@@ -15,6 +15,8 @@ from platforms import PLATFORMS, on_every_platform, programs_for
 
 import jaxnorm as jn
 
+pytestmark = pytest.mark.long
+
 CASES = [
     Case("layer", jn.LayerNorm(), (6, 80)),
     Case("layer whole", jn.LayerNorm(axis=(1, 2, 3)), (4, 6, 5, 3)),

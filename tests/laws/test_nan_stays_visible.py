@@ -15,6 +15,8 @@ from platforms import on_every_platform, programs_for
 
 import jaxnorm as jn
 
+pytestmark = pytest.mark.long
+
 DTYPES = {"float32": 1e30, "bfloat16": 1e30, "float16": None, "float64": 1e200}
 """With what overflows when it is squared, in the dtype of arithmetic: float16 holds nothing of that size."""
 
