@@ -17,7 +17,8 @@ bench: $(VENV)/bench
 # All checks, with one interpreter; CI runs the oldest releases and other interpreters besides.
 test:
 	$(MAKE) -j 2 lint wheel
-	$(MAKE) suite flax notebooks
+	$(MAKE) suite
+	$(MAKE) -j 2 flax notebooks
 
 # A program that one process has compiled is found by the others, and by the next run.
 suite long flax notebooks: export JAX_COMPILATION_CACHE_DIR = $(abspath $(VENV))/programs

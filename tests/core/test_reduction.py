@@ -33,6 +33,7 @@ def reductions(draw):
     return Reduction(tuple(sorted(axes - {channel} if groups else axes)), groups=groups, group_axis=channel), shape
 
 
+@pytest.mark.long
 @given(reductions())
 def test_sums_counts_and_weights(drawn):
     """And what broadcasts them to the data again, whose transpose is the sum."""

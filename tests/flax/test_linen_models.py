@@ -185,6 +185,7 @@ def test_what_its_author_froze_stays_as_it_was_said(trained):
     assert (jax.grad(loss)(variables["params"])["scale"] != 0).all() == trained
 
 
+@pytest.mark.long
 def test_recalibrate_leaves_frozen_norms_alone():
     model, variables = resnet(NORMS["spec"])
     before = variables["batch_stats"]

@@ -143,6 +143,7 @@ def instructions(f, x):
     return jax.jit(f).lower(x).compile().as_text().count(" = ")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["flax", "spec"])
 def test_a_resnet_of_linen(kind):
     """All but the norm of its input, whose convolution pads; fewer instructions are left."""
@@ -159,6 +160,7 @@ def test_a_resnet_of_linen(kind):
     assert list(folded["batch_stats"]) == [first]
 
 
+@pytest.mark.long
 def test_a_resnet_of_nnx():
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
     model = NNXResNet18(partial(jn.nnx.BatchNorm), width=4, rngs=nnx.Rngs(0))

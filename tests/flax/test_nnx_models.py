@@ -106,6 +106,7 @@ def test_a_part_of_a_model(name):
     assert not np.array_equal(after["blocks"][0]["norm1"]["mean"], before["blocks"][0]["norm1"]["mean"])
 
 
+@pytest.mark.long
 @each
 def test_recalibrate_and_accumulate_leave_it_alone(name):
     model = resnet(name)

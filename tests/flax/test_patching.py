@@ -90,6 +90,7 @@ def norms_in(module):
     return found, variables
 
 
+@pytest.mark.long
 def test_a_resnet_from_a_package():
     """Its defaults are bound at import: so it is imported within."""
     import jax_resnet

@@ -58,6 +58,7 @@ def test_what_is_kept_is_x_and_vectors(kind):
         assert 1 <= memory.kept(installed()["jaxnorm"], case) <= 1.02
 
 
+@pytest.mark.long
 def test_accuracy(tmp_path):
     run("accuracy", "--out", str(tmp_path))
     for errors in json.loads((tmp_path / "accuracy.json").read_text())["accuracy"].values():

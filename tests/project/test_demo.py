@@ -23,6 +23,7 @@ def demo(*arguments):
     )
 
 
+@pytest.mark.long
 def test_a_small_experiment(tmp_path):
     done = demo("--norms", "batch,none", "--batch-sizes", "8", "--seeds", "2", "--steps", "12", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr

@@ -134,6 +134,7 @@ def raising(text):
     raise ValueError(text)
 
 
+@pytest.mark.long
 def test_networks_as_they_are_trained(tmp_path):
     """After few steps with a high momentum, running statistics are mostly their start; recalibrated, they are fine."""
     batches = [jax.random.normal(jax.random.key(i), (8, 8, 8, 3)) + 2 for i in range(3)]
