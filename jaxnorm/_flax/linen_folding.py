@@ -3,12 +3,14 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 from flax import linen as nn
 from flax.core.scope import subtract_filters, union_filters
 from flax.errors import ModifyScopeVariableError
 
 from jaxnorm._flax.folding import first_argument, is_layer, marked_call, program_of
 from jaxnorm._flax.linen_calls import eval_arguments, is_norm_call, own_traces, with_attributes
+from jaxnorm._state.tree import has_stats
 from jaxnorm._trained.model_folding import FoldReport, Part, fold_parts
 
 
@@ -134,12 +136,10 @@ def _rebuilt(tree: Any, norms: Mapping[str, str], layers: Mapping[str, Any], pat
     return rebuilt | layers.get(".".join(path[1:]), {}) if path[:1] == ("params",) else rebuilt
 
 
-def _places(tree: Any, path: tuple[str, ...] = ()) -> set[str]:
+def _places(tree: Any) -> set[str]:
     """Where there are running statistics."""
-    if not isinstance(tree, Mapping):
-        return set()
-    here = {".".join(path)} if {"mean", "var"} <= tree.keys() and not isinstance(tree["mean"], Mapping) else set()
-    return here.union(*(_places(value, (*path, key)) for key, value in tree.items()))
+    nodes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=has_stats)
+    return {".".join(str(key.key) for key in path) for path, node in nodes if has_stats(node)}
 
 
 def _is_empty(tree: Any) -> bool:
