@@ -207,8 +207,8 @@ def _conditional(shape: Sequence[Any], vector: Sequence[Any], x: Array, axes: Se
     return ""
 
 
-def number(value: Any, x: Array, who: str, name: str, most: float = math.inf) -> Array:
-    """A real number of at least 0, as a scalar in the dtype of the statistics of `x`."""
+def number(value: Any, x: Array, who: str, name: str, most: float = math.inf, least: float = 0) -> Array:
+    """A real number within limits, as a scalar in the dtype of the statistics of `x`."""
     if value is None or isinstance(value, str | bytes | dict | set):
         hint = " To YAML, a number without a point is text: write 1.0e-5." if isinstance(value, str) else ""
         raise TypeError(f"{who}: {name}={value!r} is not a number.{hint}")
@@ -218,8 +218,8 @@ def number(value: Any, x: Array, who: str, name: str, most: float = math.inf) ->
     if value.ndim:
         raise ValueError(f"{who}: {name} has shape {value.shape}. It is one number; for several, jax.vmap over them.")
     here = known(value)
-    if here is not None and not 0 <= here <= most:
-        bounds = "0 or more" if most == math.inf else f"between 0 and {most}"
+    if here is not None and not least <= here <= most:
+        bounds = f"{least} or more" if most == math.inf else f"between {least} and {most}"
         raise ValueError(f"{who}: {name}={given} is not {bounds}.")
     return value.astype(real_dtype(x))
 

@@ -11,8 +11,13 @@ from jaxtyping import Array
 from jaxnorm._types import Affine, Moments, RunningState
 
 
-def fits_norm(spec: Any, axes: Sequence[int], kind: type, params: Any, state: Any, x: Any) -> None:
-    """Raises unless parameters of this kind and a state belong to a norm with a scale along `axes`, and fit `x`."""
+def fits_norm(
+    spec: Any, axes: Sequence[int], kind: type, params: Any, state: Any, x: Any, shared: Sequence[str] = ()
+) -> None:
+    """Raises unless parameters of this kind and a state belong to a norm with a scale along `axes`, and fit `x`.
+
+    `shared`: parameters that do not lie along these axes.
+    """
     who, what = type(spec).__name__, kind.__name__
     if isinstance(params, RunningState) or isinstance(state, kind):
         raise TypeError(f"{who}.apply: params and state are swapped. The order is apply(params, state, x).")
@@ -20,7 +25,7 @@ def fits_norm(spec: Any, axes: Sequence[int], kind: type, params: Any, state: An
         hint = f": jaxnorm.{what}(**params)" if isinstance(params, dict) else ""
         raise TypeError(f"{who}.apply: params is a {type(params).__name__}. It must be a jaxnorm.{what}{hint}.")
     mean = state.mean if isinstance(state, RunningState) else None
-    _same_features(spec, axes, params, mean, x)
+    _same_features(spec, axes, [v for name, v in params._asdict().items() if name not in shared], mean, x)
 
 
 def fits_scaler(spec: Any, axes: Sequence[int], params: Any, state: Any, x: Array) -> None:

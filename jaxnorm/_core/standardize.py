@@ -47,7 +47,7 @@ class InputTangents(NamedTuple):
 def standardize_by_given_stats(
     output: Output, data: Observations, stats: Statistics, coefficients: Coefficients
 ) -> Array:
-    """y = (x − μ) · scale / √(var + ε) + bias by given statistics: μ is their pivot.
+    """y = (x − μ) · scale / √(var + ε) + bias by given statistics.
 
     The dtype of y is no wider than the dtype of arithmetic on `x`. All broadcasts to `x`; where, the mean, scale and
     bias may be None. Padding that is not finite gives the bias.
@@ -60,10 +60,10 @@ def standardize_by_given_stats(
 def _standardize_by_given_stats_jvp(output: Output, primals: Any, tangents: Any) -> tuple[Array, Array]:
     data, stats, coefficients = primals
     # Weights act through the statistics only.
-    (dx, *_), (_, dmean, _, dvar), dcoefficients = jax.tree.map(nonzero_tangent, tangents)
+    (dx, *_), (_, dpivot, ddelta, dvar), dcoefficients = jax.tree.map(nonzero_tangent, tangents)
     # Without the bias, which the derivative has no use for: it would be kept.
     kept = data, stats, coefficients._replace(bias=None)
-    dy = recomputing(_y_tangent, output)(*kept, InputTangents(dx, dmean, dvar, *dcoefficients))
+    dy = recomputing(_y_tangent, output)(*kept, InputTangents(dx, plus(dpivot, ddelta), dvar, *dcoefficients))
     return standardize_by_given_stats(output, *primals), dy
 
 

@@ -26,11 +26,11 @@ def plus(*terms: Any) -> Any:
 
 
 @lru_cache(maxsize=1024)
-def recomputing(linear: Callable[..., Any], *static: Hashable) -> Callable[..., Any]:
-    """A function, linear in tangents, whose transpose keeps its other arguments and computes all else again.
+def recomputing(function: Callable[..., Any], *static: Hashable) -> Callable[..., Any]:
+    """A function, of tangents or of data, whose transpose keeps its arguments alone and computes all else again.
 
     Equal norms share one such function: JAX traces it and its transpose once for all of them, and lowers a program in
     which it stands once. A barrier between the two passes (`prevent_cse`) would keep compilers from fusing, and within
     one program there is nothing to gain by it.
     """
-    return jax.checkpoint(jax.jit(partial(linear, *static)), prevent_cse=False)
+    return jax.checkpoint(jax.jit(partial(function, *static)), prevent_cse=False)

@@ -111,22 +111,13 @@ def normalize_tracking(
     """
     _checks.without_kernels(implementation, who)
     x, output = data_and_output(x, dtype, scale_offset, who)
-    _checks.running(state, x, feature_axes, train, momentum, who)
-    _checks.ddof(ddof, who)
-    momentum = _checks.momentum(momentum, x, who)
     data, coefficients = observations_and_coefficients(x, feature_axes, scale, bias, epsilon, where, who)
-    if train and state is not None and not reduction.axis_names:
-        _checks.unbiased(data.where, reduction.axes, x, ddof, who)
-    mean: Any = None
-    var: Any = None
-    if state is not None:
-        mean, var = mean_and_var(state, x, feature_axes)
+    momentum, running = running_arguments(data, state, reduction, feature_axes, train, momentum, ddof, who)
     if not train:
-        running = Statistics(None, mean, None, nan_if_negative(var))
         return standardize_by_given_stats(output, data, running, coefficients), state
     expected = None
     if state is not None and example_axes is None:
-        expected = lax.stop_gradient(Expected(mean, var))
+        expected = lax.stop_gradient(Expected(running.pivot, running.var))
     if virtual_batch_size is None:
         y, stats = standardize_by_own_stats(reduction, output, True, data, expected, coefficients)
     else:
@@ -138,3 +129,20 @@ def normalize_tracking(
     if example_axes is None:
         return y, advance(state, stats, momentum, ddof)
     return y, advance_by_examples(state, stats, momentum, ddof, example_axes, reduction.size(x))
+
+
+def running_arguments(
+    data: Observations, state: Any, reduction: Reduction, feature_axes: tuple[int, ...], train: bool, momentum: Any,
+    ddof: int, who: str,
+) -> tuple[Any, Any]:  # fmt: skip
+    """The momentum, checked, and running statistics along `feature_axes` as those of the data, if there is a state."""
+    x = data.x
+    _checks.running(state, x, feature_axes, train, momentum, who)
+    _checks.ddof(ddof, who)
+    momentum = _checks.momentum(momentum, x, who)
+    if train and state is not None and not reduction.axis_names:
+        _checks.unbiased(data.where, reduction.axes, x, ddof, who)
+    if state is None:
+        return momentum, None
+    mean, var = mean_and_var(state, x, feature_axes)
+    return momentum, Statistics(None, mean, None, nan_if_negative(var))

@@ -15,7 +15,7 @@ from jaxtyping import ArrayLike, DTypeLike
 from jaxnorm import _checks
 from jaxnorm._annotations import Axes, Data, Implementation, Result
 from jaxnorm._state.running import initial
-from jaxnorm._types import Affine, GatedAffine
+from jaxnorm._types import Affine
 
 
 @runtime_checkable
@@ -217,7 +217,11 @@ class Norm(Value):
 
     _verb: ClassVar[Callable[..., Any]]
     _tracking: ClassVar[Callable[..., Any]]
-    _params: ClassVar[type] = Affine
+    _params: ClassVar[Any] = Affine
+    _ones: ClassVar[tuple[str, ...]] = ("scale",)
+    """Parameters that begin at 1, and not at 0."""
+    _shared: ClassVar[tuple[str, ...]] = ()
+    """Parameters that do not lie along the normalized axes."""
 
     use_scale: bool = True
     use_bias: bool = True
@@ -244,8 +248,15 @@ class Norm(Value):
         verb = type(self)._tracking if self._tracks else type(self)._verb
         return {name: getattr(self, name) for name in _keywords(verb) if name in (*self._numbers, *self._static)}
 
+    def _initial(self, name: str, shape: tuple[int, ...], dtype: Any) -> Any:
+        """A parameter before training; None for one that is left out."""
+        if not getattr(self, f"use_{name}", True):
+            return None
+        offset = self.scale_offset if name == "scale" else 0
+        return jnp.full(shape, (name in self._ones) - offset, dtype)
+
     @_checks.in_other_words
-    def init(self, features: Axes, param_dtype: DTypeLike | None = None) -> tuple[Affine, Any]:
+    def init(self, features: Axes, param_dtype: DTypeLike | None = None) -> tuple[Any, Any]:
         """Parameters (scale 1 − `scale_offset`, bias 0) and state, by shape alone.
 
         Args:
@@ -261,13 +272,12 @@ class Norm(Value):
         """
         shape = _checks.normalized_shape(self, self._axes, features)
         dtype = _checks.param_dtype(param_dtype, type(self).__name__)
-        scale = jnp.full(shape, 1 - self.scale_offset, dtype) if self.use_scale else None
-        bias = jnp.zeros(shape, dtype) if self.use_bias else None
-        return Affine(scale, bias), initial(shape, dtype, self._weighted) if self._tracks else None
+        params = self._params(*(self._initial(name, shape, dtype) for name in self._params._fields))
+        return params, initial(shape, dtype, self._weighted) if self._tracks else None
 
     @_checks.in_other_words
     def apply(
-        self, params: Affine | GatedAffine, state: Any, x: Data, *, train: bool, where: ArrayLike | None = None
+        self, params: Any, state: Any, x: Data, *, train: bool, where: ArrayLike | None = None
     ) -> tuple[Result, Any]:
         """The normalized `x`, and the state after it. Without state, training and evaluation are the same.
 
@@ -290,7 +300,7 @@ class Norm(Value):
         _checks.train(train, who)
         if not self._tracks:
             _checks.stateless(state, who)
-        _checks.fits_norm(self, self._axes, self._params, params, state, x)
+        _checks.fits_norm(self, self._axes, self._params, params, state, x, self._shared)
         if self._tracks:
             return type(self)._tracking(x, state, *params, train=train, where=where, **given)
         return type(self)._verb(x, *params, where=where, **given), None

@@ -9,12 +9,18 @@ import numpy as np
 
 from jaxnorm import _checks
 from jaxnorm._specs.base import Value
+from jaxnorm._specs.between import BatchInstanceNorm, BatchRenorm, SwitchableNorm
+from jaxnorm._specs.evo import EvoNormB0, EvoNormS0
 from jaxnorm._specs.frozen import FrozenNorm
-from jaxnorm._specs.norms import BatchInstanceNorm, BatchNorm, GroupNorm, Identity, InstanceNorm, LayerNorm, RMSNorm
+from jaxnorm._specs.lengths import DynamicTanh, SimpleNorm, UnitNorm
+from jaxnorm._specs.norms import BatchNorm, GroupNorm, Identity, InstanceNorm, LayerNorm, RMSNorm
+from jaxnorm._specs.responses import FilterResponseNorm, GlobalResponseNorm, LocalResponseNorm
 from jaxnorm._specs.scaler import FeatureScaler
 
 _CLASSES = (
-    BatchInstanceNorm, BatchNorm, FeatureScaler, FrozenNorm, GroupNorm, Identity, InstanceNorm, LayerNorm, RMSNorm,
+    BatchInstanceNorm, BatchNorm, BatchRenorm, DynamicTanh, EvoNormB0, EvoNormS0, FeatureScaler, FilterResponseNorm,
+    FrozenNorm, GlobalResponseNorm, GroupNorm, Identity, InstanceNorm, LayerNorm, LocalResponseNorm, RMSNorm,
+    SimpleNorm, SwitchableNorm, UnitNorm,
 )  # fmt: skip
 _YAML = "YAML reads 1e-5 as text, and 1.0e-5 as a number."
 

@@ -1,14 +1,11 @@
-"""The norms, one after the other."""
+"""The norms that all others are compared with."""
 
-from typing import Any
-
-import jax.numpy as jnp
 from jaxtyping import ArrayLike, DTypeLike
 
 from jaxnorm import _checks, _functional
 from jaxnorm._annotations import Axes, Names
 from jaxnorm._specs.base import Norm, leaf
-from jaxnorm._types import Affine, GatedAffine
+from jaxnorm._types import Affine
 
 
 class BatchNorm(Norm):
@@ -85,59 +82,6 @@ class InstanceNorm(Norm):
 
     def _leaves(self) -> tuple[str, ...]:
         return tuple(name for name in self._numbers if self.track or name != "momentum")
-
-
-class BatchInstanceNorm(Norm):
-    """Batch-instance normalization: per channel, a share of batch norm and the rest of instance norm.
-
-    y = γ (ρ x̂_B + (1 − ρ) x̂_I) + β,    ρ the gate, clipped to [0, 1]
-
-    x̂_B is x by the statistics of the batch, in evaluation running ones, and x̂_I by those of each example. Leaves:
-    `momentum`, `epsilon`. The rest is static; `axis_name` are mapped axes over which the batch is sharded. params:
-    `GatedAffine` of (channels,), with a gate of 1; state: `RunningStats`.
-
-    Where the gate is outside of [0, 1] it has no derivative, and stays there. So clip it after each step of an
-    optimizer, as the paper does: `params._replace(gate=params.gate.clip(0, 1))`. Raises what `jn.batch_norm` does, when
-    it is applied.
-
-    Paper: Nam & Kim 2018, "Batch-Instance Normalization for Adaptively Style-Invariant Neural Networks".
-
-    >>> norm = jn.BatchInstanceNorm()
-    >>> params, state = norm.init(1)
-    >>> x = jnp.array([[[1.0], [3.0]], [[5.0], [7.0]]])  # two examples, two positions, one channel
-    >>> def sweep(gate):
-    ...     return norm.apply(params._replace(gate=gate), state, x, train=True)[0]
-    >>> ys = jax.vmap(sweep)(jnp.array([[0.0], [1.0]]))  # from one norm to the other
-    >>> print((100 * ys).round().astype(int).reshape(2, 4))
-    [[-100  100 -100  100]
-     [-134  -45   45  134]]
-    """
-
-    _tracking = _functional.batch_instance_norm
-    _params = GatedAffine
-
-    channel_axis: int = -1
-    batch_axis: Axes | None = 0
-    momentum: ArrayLike | None = leaf(default=0.99)
-    debias: bool = False
-    epsilon: ArrayLike = leaf(default=1e-5)
-    ddof: int = 0
-    axis_name: Names | None = None
-
-    @property
-    def _tracks(self) -> bool:
-        return True
-
-    @_checks.in_other_words
-    def init(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, features: Axes, param_dtype: DTypeLike | None = None
-    ) -> tuple[GatedAffine, Any]:
-        """Parameters (gate 1, scale 1 − `scale_offset`, bias 0) and running statistics."""
-        (scale, bias), state = super().init(features, param_dtype)
-        gate = jnp.ones(
-            _checks.normalized_shape(self, self._axes, features), _checks.param_dtype(param_dtype, "BatchInstanceNorm")
-        )
-        return GatedAffine(gate.real, scale, bias), state
 
 
 class LayerNorm(Norm):

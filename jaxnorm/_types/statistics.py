@@ -1,4 +1,4 @@
-"""The pytrees: what a norm learns, what it keeps, and moments."""
+"""What norms keep, and moments."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
@@ -8,39 +8,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Inexact
 
 from jaxnorm._core.numerics import reciprocal, wide_dtype
-
-
-class Affine(NamedTuple):
-    """The learned map after standardizing; None leaves its part out.
-
-    y = scale · x̂ + bias
-
-    Each has the shape of the normalized axes: (channels,) for batch, instance and group norm.
-
-    >>> jn.LayerNorm(use_bias=False).init(2)[0]
-    Affine(scale=Array([1., 1.], dtype=float32), bias=None)
-    """
-
-    scale: Inexact[Array, "*features"] | None = None
-    bias: Inexact[Array, "*features"] | None = None
-
-
-class GatedAffine(NamedTuple):
-    """The parameters of `jn.BatchInstanceNorm`: an affine map, and the share ρ of batch norm in what it maps.
-
-    y = scale · (gate · x̂_B + (1 − gate) · x̂_I) + bias
-
-    Each has shape (channels,); the gate is real, from 0 to 1. None leaves a scale or a bias out.
-
-    Paper: Nam & Kim 2018, "Batch-Instance Normalization for Adaptively Style-Invariant Neural Networks".
-
-    >>> jn.BatchInstanceNorm().init(2)[0].gate
-    Array([1., 1.], dtype=float32)
-    """
-
-    gate: Float[Array, " channels"]
-    scale: Inexact[Array, " channels"] | None = None
-    bias: Inexact[Array, " channels"] | None = None
 
 
 class Moments(NamedTuple):
@@ -228,14 +195,19 @@ def running_of(variables: Mapping[str, Any]) -> RunningState:
     return Recalibrating(mean, var, weight_sum, variables["seen"])
 
 
-def fields(tree: Any) -> dict[str, Any]:
-    """The fields of what a norm learns or keeps, by name; none of None."""
-    if tree is None:
-        return {}
-    return dict(tree) if isinstance(tree, Mapping) else tree._asdict()
+class SingularVectors(NamedTuple):
+    """The state of `jn.spectral_norm`: its estimate of the vectors of the largest singular value σ.
 
+    σ = uᵀ W v
 
-def with_given(params: Any, **values: Any) -> Any:
-    """Parameters with a scale or bias that comes in the call."""
-    given = {name: value for name, value in values.items() if value is not None}
-    return params._replace(**given) if given else params
+    `u` has the shape of the kernel along its outputs and 1 elsewhere, `v` the other way round; both are of length 1.
+
+    Paper: Miyato et al. 2018, "Spectral Normalization for Generative Adversarial Networks".
+
+    >>> _, state = jn.spectral_norm(jnp.array([[3.0, 0.0], [0.0, 1.0]]), steps=20)
+    >>> print(abs(state.u).round(3), abs(state.v).T.round(3))
+    [[1. 0.]] [[1. 0.]]
+    """
+
+    u: Float[Array, "*kernel"]
+    v: Float[Array, "*kernel"]

@@ -1,0 +1,76 @@
+"""Messages about arguments that only some norms take."""
+
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxnorm._types import SingularVectors
+
+
+def real(x: Array, who: str, what: str) -> None:
+    """Raises unless the data are real, for the sake of a function that is."""
+    if jnp.iscomplexobj(x):
+        raise TypeError(f"{who}: the data have dtype {x.dtype}, and {what} is for real numbers.")
+
+
+def window(size: Any, who: str) -> None:
+    """Raises unless this is a number of channels."""
+    if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
+        raise ValueError(f"{who}: size={size!r} is not a positive int, the number of channels in a window.")
+
+
+def order(value: Any, who: str) -> None:
+    """Raises unless this is the order of a norm of vectors, which the program is made for."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not value > 0:
+        raise ValueError(
+            f"{who}: order={value!r} is not a number above 0. 2 is the Euclidean norm, math.inf the largest."
+        )
+
+
+def steps(value: Any, who: str) -> None:
+    """Raises unless this is a number of steps, which the program is made for."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
+        raise ValueError(f"{who}: steps={value!r} is not an int of at least 0. It is static: 1 in training, 0 after.")
+
+
+def singular_vectors(state: Any, u: Sequence[int], v: Sequence[int], who: str) -> None:
+    """Raises unless a state, if there is one, holds singular vectors of these shapes."""
+    if state is None:
+        return
+    if not isinstance(state, SingularVectors):
+        raise TypeError(f"{who}: state is a {type(state).__name__}, not SingularVectors, as a call without one gives.")
+    if np.shape(state.u) != tuple(u) or np.shape(state.v) != tuple(v):
+        raise ValueError(
+            f"{who}: state.u and state.v have shapes {np.shape(state.u)} and {np.shape(state.v)}; those of this kernel "
+            f"have {tuple(u)} and {tuple(v)}. A state belongs to one kernel and output_axis."
+        )
+
+
+def needs_state(state: Any, who: str) -> None:
+    """Raises where running statistics are missing that training needs, too."""
+    if state is None:
+        raise ValueError(f"{who}: state is None. Without running statistics it is batch norm: jaxnorm.batch_norm.")
+
+
+def same_style(style: Array, content: Array, positions: Sequence[int], who: str) -> None:
+    """Raises unless a style has the channels of the content, and its examples or one."""
+    fits = style.ndim == content.ndim and all(
+        a in positions or s in (n, 1) for a, (s, n) in enumerate(zip(style.shape, content.shape, strict=True))
+    )
+    if not fits:
+        raise ValueError(
+            f"{who}: style has shape {style.shape}, and content has shape {content.shape}. They may differ along "
+            f"axes {tuple(positions)} of positions; elsewhere the style is as large, or 1."
+        )
+
+
+def real_number(value: Any, who: str) -> float:
+    """A finite real number, which the program is made for."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real | np.number) or not math.isfinite(value):
+        raise TypeError(f"{who}={value!r} is not a finite real number.")
+    return float(value)

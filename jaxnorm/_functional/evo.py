@@ -1,0 +1,148 @@
+"""The verbs that evolution found: normalization and activation in one formula."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, ArrayLike, DTypeLike
+
+from jaxnorm import _checks
+from jaxnorm._annotations import Axes, Data, Implementation, Names, Result
+from jaxnorm._core.maps import mapped, nan_if_infinite, root
+from jaxnorm._core.reduction import Reduction, all_but
+from jaxnorm._core.sharding import place_like
+from jaxnorm._core.standardize import inverse_root
+from jaxnorm._core.statistics import broadcast_stats, statistics
+from jaxnorm._functional.normalize import data_and_output, observations_and_coefficients, running_arguments
+from jaxnorm._functional.stateless import per_example
+from jaxnorm._functional.tracking import uses_batch_stats
+from jaxnorm._state.running import advance
+from jaxnorm._types import RunningState
+
+
+@_checks.in_other_words
+def evo_norm_s0(
+    x: Data,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    v: ArrayLike = 1.0,
+    *,
+    groups: int,
+    channel_axis: int = -1,
+    batch_axis: Axes | None = 0,
+    epsilon: ArrayLike = 1e-5,
+    where: ArrayLike | None = None,
+    axis_name: Names | None = None,
+    scale_offset: float = 0.0,
+    dtype: DTypeLike | None = None,
+    implementation: Implementation = None,
+) -> Result:
+    """EvoNorm-S0: swish, divided by the standard deviation of a group; no batch statistics.
+
+    y = (o + γ) x σ(v x) / √(s² + ε) + β,    s² over the positions of an example and C / groups channels, σ the sigmoid,
+    o = `scale_offset`
+
+    Args:
+        x: real floating point, any layout.
+        scale, bias, groups, channel_axis, batch_axis, epsilon, where, axis_name, scale_offset, dtype, implementation:
+            as for `jn.group_norm`.
+        v: a vector over the channel axis, a scalar, or an array with the dimensions of `x`.
+
+    Returns:
+        y, with the shape of `x`. Arithmetic is in float32 at least.
+
+    Raises:
+        TypeError: `x` is integer, boolean or complex. ValueError: an argument does not fit `x`, or the groups do not
+            divide the channels. NameError: an unbound name.
+
+    Paper: Liu et al. 2020, "Evolving Normalization-Activation Layers".
+
+    >>> print(jn.evo_norm_s0(jnp.array([[[1.0], [3.0]]]), groups=1).squeeze().round(3))
+    [0.731 2.858]
+    """
+    who = "evo_norm_s0"
+    _checks.without_kernels(implementation, who)
+    x, output = data_and_output(_checks.data(x, who), dtype, scale_offset, who)
+    _checks.real(x, who, "a sigmoid")
+    channel, positions = per_example(x, channel_axis, batch_axis, who)
+    _checks.divides(groups, x.shape[channel], who)
+    data, coefficients = observations_and_coefficients(x, (channel,), scale, bias, epsilon, where, who)
+    v = place_like(_checks.affine(v, x, (channel,), who, "v"), x)
+    reduction = Reduction(positions, _checks.names(axis_name, who), groups, channel)
+    stats = broadcast_stats(reduction, statistics(reduction, data), x)
+    return mapped(_swish, output, data, coefficients, stats.var + coefficients.epsilon, v)
+
+
+def _swish(x: Array, affine: Any, var: Array, v: Array) -> Array:
+    return affine(x * jax.nn.sigmoid(x * v.astype(x.dtype)) * inverse_root(var))
+
+
+@_checks.in_other_words
+def evo_norm_b0(
+    x: Data,
+    state: RunningState | None,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    v: ArrayLike = 1.0,
+    *,
+    train: bool,
+    channel_axis: int = -1,
+    batch_axis: Axes | None = 0,
+    momentum: ArrayLike | None = 0.99,
+    epsilon: ArrayLike = 1e-5,
+    ddof: int = 0,
+    where: ArrayLike | None = None,
+    axis_name: Names | None = None,
+    scale_offset: float = 0.0,
+    dtype: DTypeLike | None = None,
+    implementation: Implementation = None,
+) -> tuple[Result, RunningState | None]:
+    """EvoNorm-B0: division by the larger of the batch's deviation, and of an example's beside x itself.
+
+    y = (o + γ) x / max(√(s² + ε), v x + √(sᵢ² + ε)) + β,    s² over all axes but `channel_axis`, in evaluation the
+    running variance, sᵢ² over the positions of an example, o = `scale_offset`
+
+    Args:
+        x: real floating point, any layout.
+        state, scale, bias, train, channel_axis, momentum, epsilon, ddof, where, axis_name, scale_offset, dtype,
+            implementation: as for `jn.batch_norm`. The running mean is kept, and not used.
+        v: a vector over the channel axis, a scalar, or an array with the dimensions of `x`.
+        batch_axis: one axis of examples, several, or None for a single example.
+
+    Returns:
+        y, with the shape of `x`, and the new state. Arithmetic is in float32 at least.
+
+    Raises:
+        TypeError: `x` is integer, boolean or complex, `state` is not RunningStats. ValueError: an argument does not
+            fit `x`. NameError: an unbound name.
+
+    Paper: Liu et al. 2020, "Evolving Normalization-Activation Layers".
+
+    >>> x = jnp.array([[[1.0], [3.0]], [[5.0], [7.0]]])  # two examples, two positions, one channel
+    >>> y, _ = jn.evo_norm_b0(x, None, train=True, v=0.0)  # x by the deviation of the batch, √5
+    >>> print(y.squeeze().round(3))
+    [[0.447 1.342]
+     [2.236 3.13 ]]
+    """
+    who = "evo_norm_b0"
+    train = uses_batch_stats(train, state, who)
+    _checks.without_kernels(implementation, who)
+    x, output = data_and_output(_checks.data(x, who), dtype, scale_offset, who)
+    _checks.real(x, who, "a maximum")
+    channel, positions = per_example(x, channel_axis, batch_axis, who)
+    data, coefficients = observations_and_coefficients(x, (channel,), scale, bias, epsilon, where, who)
+    v = place_like(_checks.affine(v, x, (channel,), who, "v"), x)
+    reduction = Reduction(all_but(channel, x.ndim), _checks.names(axis_name, who) if train else ())
+    m, stats = running_arguments(data, state, reduction, (channel,), train, momentum, ddof, who)
+    if train:
+        stats = statistics(reduction, data)
+    own = statistics(Reduction(positions), data).var + coefficients.epsilon
+    y = mapped(_larger_deviation, output, data, coefficients, stats.var + coefficients.epsilon, own, v)
+    return y, advance(state, lax.stop_gradient(stats), m, ddof) if train and state is not None else state
+
+
+def _larger_deviation(x: Array, affine: Any, var: Array, own: Array, v: Array) -> Array:
+    own_deviation = x * v.astype(x.dtype) + root(nan_if_infinite(own))
+    deviation = jnp.maximum(root(nan_if_infinite(var)), own_deviation)
+    return affine(x / jnp.where(deviation == 0, 1, deviation))

@@ -1,0 +1,113 @@
+"""Batch renormalization: the batch's statistics, corrected towards running ones."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, ArrayLike, DTypeLike
+
+from jaxnorm import _checks
+from jaxnorm._annotations import Data, Implementation, Names, Result
+from jaxnorm._core.moments_about import Statistics
+from jaxnorm._core.numerics import wide_dtype, with_offset
+from jaxnorm._core.reduction import Reduction, all_but
+from jaxnorm._core.standardize import Coefficients, standardize_by_given_stats
+from jaxnorm._core.statistics import statistics
+from jaxnorm._functional.normalize import data_and_output, observations_and_coefficients, running_arguments
+from jaxnorm._functional.tracking import uses_batch_stats
+from jaxnorm._state.running import advance
+from jaxnorm._types import Accumulating, Recalibrating, RunningState
+
+
+@_checks.in_other_words
+def batch_renorm(
+    x: Data,
+    state: RunningState,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    train: bool,
+    channel_axis: int = -1,
+    momentum: ArrayLike | None = 0.99,
+    epsilon: ArrayLike = 1e-5,
+    r_max: ArrayLike = 3.0,
+    d_max: ArrayLike = 5.0,
+    ddof: int = 0,
+    where: ArrayLike | None = None,
+    axis_name: Names | None = None,
+    scale_offset: float = 0.0,
+    dtype: DTypeLike | None = None,
+    implementation: Implementation = None,
+) -> tuple[Result, RunningState]:
+    """Batch renormalization: in training as in evaluation, as far as r and d may go.
+
+    y = (o + γ) (x̂ r + d) + β,    x̂ = (x − μ_B) / σ_B,    r = clip(σ_B / σ, 1/r_max, r_max),
+    d = clip((μ_B − μ) / σ, −d_max, d_max),    σ_B = √(σ_B² + ε),    σ = √(var + ε),    o = `scale_offset`
+
+    μ and var are running statistics as they come in, and averages as those of `jn.batch_norm`; r and d have no
+    derivative. With r_max = 1 and d_max = 0 it is batch norm, which is how the paper begins, to let go later; without
+    limits (`math.inf`) y in training is y in evaluation.
+
+    Args:
+        x: floating point or complex, any layout.
+        state, scale, bias, train, channel_axis, momentum, epsilon, ddof, where, axis_name, scale_offset, dtype,
+            implementation: as for `jn.batch_norm`.
+        r_max: the largest ratio of deviations, a number of at least 1.
+        d_max: the largest distance of means in deviations, a number of at least 0.
+
+    Returns:
+        y, with the shape of `x`, and the new state. Arithmetic is in float32 at least.
+
+    Raises:
+        TypeError, ValueError, NameError: as `jn.batch_norm`. ValueError: `state` is None, or r_max is less than 1.
+
+    Paper: Ioffe 2017, "Batch Renormalization: Towards Reducing Minibatch Dependence in Batch-Normalized Models".
+
+    >>> x = jnp.array([[1.0], [3.0]])  # mean 2, deviation 1, as is the running one
+    >>> y, _ = jn.batch_renorm(x, jn.BatchRenorm().init(1)[1], train=True)
+    >>> print(y.squeeze().round(3))
+    [1. 3.]
+    """
+    who = "batch_renorm"
+    train = uses_batch_stats(train, state, who)
+    _checks.needs_state(state, who)
+    _checks.without_kernels(implementation, who)
+    x, output = data_and_output(_checks.data(x, who), dtype, scale_offset, who)
+    channel = _checks.axis(channel_axis, x.ndim, f"{who}: channel_axis")
+    data, coefficients = observations_and_coefficients(x, (channel,), scale, bias, epsilon, where, who)
+    reduction = Reduction(all_but(channel, x.ndim), _checks.names(axis_name, who) if train else ())
+    before = state.before if isinstance(state, Accumulating) else state
+    m, running = running_arguments(data, before, reduction, (channel,), train, momentum, ddof, who)
+    if not train:
+        return standardize_by_given_stats(output, data, running, coefficients), state
+    r_max, d_max = _checks.number(r_max, x, who, "r_max", least=1), _checks.number(d_max, x, who, "d_max")
+    stats = statistics(reduction, data)
+    if not isinstance(state, Recalibrating):
+        correction = lax.stop_gradient(_correction(stats, running, coefficients.epsilon, r_max, d_max))
+        coefficients = _corrected(coefficients, *correction, output.scale_offset, wide_dtype(x))
+        output = output._replace(scale_offset=0.0)
+    y = standardize_by_given_stats(output, data, stats, coefficients)
+    return y, advance(state, lax.stop_gradient(stats), m, ddof)
+
+
+def _correction(
+    stats: Statistics, running: Statistics, epsilon: Array, r_max: Array, d_max: Array
+) -> tuple[Array, Array]:
+    """r and d."""
+    deviation = jnp.sqrt(running.var + epsilon)
+    inverse = 1 / jnp.where(deviation == 0, 1, deviation)
+    # Beside a running deviation of 0 any other is infinitely large, but that of a constant.
+    ratio = jnp.where((deviation == 0) & (stats.var > 0), jnp.inf, jnp.sqrt(stats.var + epsilon) * inverse)
+    distance = ((stats.pivot - running.pivot) + stats.delta) * inverse
+    if jnp.iscomplexobj(distance):
+        size = jnp.abs(distance)
+        return jnp.clip(ratio, 1 / r_max, r_max), distance * (jnp.minimum(size, d_max) / jnp.where(size > 0, size, 1))
+    return jnp.clip(ratio, 1 / r_max, r_max), jnp.clip(distance, -d_max, d_max)
+
+
+def _corrected(coefficients: Coefficients, r: Array, d: Array, offset: float, wide: Any) -> Coefficients:
+    """The scale (o + γ) r, and the bias β + (o + γ) d."""
+    scale, bias, epsilon = coefficients
+    r, d = r.astype(wide), d.astype(wide)
+    scale = jnp.ones((), wide) if scale is None else with_offset(scale, offset, wide)
+    return Coefficients(scale * r, scale * d if bias is None else bias.astype(wide) + scale * d, epsilon)
