@@ -1,5 +1,6 @@
 """The table of norms: one row a norm in one layout. It drives the transform, numerics and memory tests alike."""
 
+import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+import wider
 from flags import AS_USERS
 
 import jaxnorm as jn
@@ -17,7 +19,7 @@ optimized = partial(jax.jit, compiler_options=AS_USERS)
 """Compiled as users have it: optimization changes the order of sums, and with it their rounding."""
 
 
-FROM = {"gate": 0}
+FROM = {"gate": 0, "threshold": -0.5}
 """Where random parameters of this name begin, if not at 1; they end 1 further."""
 
 
@@ -28,6 +30,11 @@ class Case:
     name: str
     spec: Any
     shape: tuple[int, ...]
+
+    @property
+    def wider(self):
+        """Whether it is of the wider family, with formulas of its own."""
+        return self.name in wider.ROWS
 
     @property
     def axes(self):
@@ -55,8 +62,16 @@ class Case:
 
     def exact(self, x, params, **kwargs):
         """y in training, as the oracle says."""
-        given = {name: self.broadcast(v) for name, v in params._asdict().items() if v is not None}
-        return oracle.normalize(self.spec, x, **given, **kwargs)
+        given = {
+            name: np.asarray(v) if name in self.spec._shared else self.broadcast(v)
+            for name, v in params._asdict().items()
+            if v is not None
+        }
+        return (wider if self.wider else oracle).normalize(self.spec, x, **given, **kwargs)
+
+    def with_epsilon(self, epsilon):
+        """The spec with another epsilon, if it has one."""
+        return dataclasses.replace(self.spec, epsilon=epsilon) if hasattr(self.spec, "epsilon") else self.spec
 
     def norm(self, params=None, state=None, **kwargs):
         """The norm as a compiled function of x: compiling one program is faster than dispatching fifty operations."""
@@ -86,11 +101,27 @@ CASES = [
     Case("batch-instance", jn.BatchInstanceNorm(), (4, 3, 2, 6)),
 ]
 
-norms = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+WIDER = [Case(name, *row) for name, row in wider.ROWS.items()]
+
+
+def table(cases):
+    """Run a test for each of these rows; those of the wider family in `make long`."""
+    rows = [pytest.param(c, marks=pytest.mark.long) if c.wider else c for c in cases]
+    return pytest.mark.parametrize("case", rows, ids=[c.name for c in cases])
+
+
+standard = table(CASES)
+"""Run a test for every norm that standardizes by own statistics."""
+
+norms = table(CASES + WIDER)
 """Run a test for every row."""
 
-EACH = ("batch NHWC", "instance NHWC", "layer", "rms", "group NHWC", "batch-instance")
-one_each = pytest.mark.parametrize("case", [c for c in CASES if c.name in EACH], ids=lambda c: c.name)
+EACH = (
+    "batch NHWC", "instance NHWC", "layer", "rms", "group NHWC", "batch-instance", "renorm NHWC", "switchable",
+    "filter response", "global response", "local response", "unit", "unit of order 3", "unit of the largest", "simple",
+    "dynamic tanh", "evo S0", "evo B0",
+)  # fmt: skip
+one_each = table([c for c in CASES + WIDER if c.name in EACH])
 """Run a test once for every kind of norm: a new kind goes into `EACH` with one of its rows."""
 
 HOSTILE = {
@@ -113,6 +144,16 @@ SPECS = [
     jn.RMSNorm(),
     jn.GroupNorm(groups=2),
     jn.Identity(),
+    jn.BatchRenorm(),
+    jn.DynamicTanh(),
+    jn.EvoNormB0(),
+    jn.EvoNormS0(groups=2),
+    jn.FilterResponseNorm(),
+    jn.GlobalResponseNorm(),
+    jn.LocalResponseNorm(size=3),
+    jn.SimpleNorm(),
+    jn.SwitchableNorm(),
+    jn.UnitNorm(),
 ]
 """One spec of each norm, and of each way in which it has another state."""
 

@@ -14,16 +14,21 @@ def labels(spec, shape):
     axes = range(len(shape))
     match spec:
         # A gate shares what both of its norms do: a channel of the batch.
-        case jn.BatchNorm() | jn.BatchInstanceNorm():
+        case jn.BatchNorm() | jn.BatchInstanceNorm() | jn.BatchRenorm() | jn.EvoNormB0():
             ids = [index[spec.channel_axis]]
-        case jn.LayerNorm() | jn.RMSNorm():
+        case jn.LayerNorm() | jn.RMSNorm() | jn.UnitNorm() | jn.SimpleNorm():
             axis = spec.axis if isinstance(spec.axis, tuple) else (spec.axis,)
             ids = [index[a] for a in axes if a not in {b % len(shape) for b in axis}]
-        case jn.InstanceNorm() | jn.GroupNorm():
+        case jn.DynamicTanh() | jn.LocalResponseNorm():
+            ids = [np.arange(np.prod(shape)).reshape(shape)]
+        case jn.SwitchableNorm():
+            ids = []
+        case _:
             batch = spec.batch_axis if isinstance(spec.batch_axis, tuple) else (spec.batch_axis,)
             ids = [index[b] for b in batch if b is not None]
-            size = shape[spec.channel_axis] // spec.groups if isinstance(spec, jn.GroupNorm) else 1
-            ids.append(index[spec.channel_axis] // size)
+            size = shape[spec.channel_axis] // spec.groups if hasattr(spec, "groups") else 1
+            if not isinstance(spec, jn.GlobalResponseNorm):
+                ids.append(index[spec.channel_axis] // size)
     flat = np.zeros(shape, int)
     for i in ids:
         flat = flat * (i.max(initial=0) + 1) + i

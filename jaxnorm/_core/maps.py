@@ -36,8 +36,17 @@ def _value(formula: Formula, output: Output, data: Observations, coefficients: C
 
 
 def finite_padding(x: Array, where: MaybeArray) -> Array:
-    """`x`, and 0 where padding is NaN or Inf: a cotangent of 0 would become 0 · NaN there."""
-    return x if where is None else jnp.where(included(where) | jnp.isfinite(x), x, 0)
+    """`x`, and 0 where padding is NaN or Inf: a cotangent of 0 would become 0 · NaN there.
+
+    Beyond the root of the largest float, where squares overflow, padding is that: else its products would be ∞.
+    """
+    if where is None:
+        return x
+    padding = jnp.where(jnp.isfinite(x), x, 0)
+    if not jnp.iscomplexobj(x):
+        most = jnp.finfo(x.dtype).max ** 0.5
+        padding = jnp.clip(padding, -most, most)
+    return jnp.where(included(where), x, padding)
 
 
 def nan_if_infinite(v: Array) -> Array:

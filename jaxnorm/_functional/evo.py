@@ -119,11 +119,11 @@ def evo_norm_b0(
 
     Paper: Liu et al. 2020, "Evolving Normalization-Activation Layers".
 
-    >>> x = jnp.array([[[1.0], [3.0]], [[5.0], [7.0]]])  # two examples, two positions, one channel
-    >>> y, _ = jn.evo_norm_b0(x, None, train=True, v=0.0)  # x by the deviation of the batch, √5
+    >>> x = jnp.array([[[-2.0], [2.0]], [[-2.0], [2.0]]])  # two examples, two positions, one channel
+    >>> y, _ = jn.evo_norm_b0(x, None, train=True)  # the deviation is 2 everywhere, and v x + 2 is 0 and 4
     >>> print(y.squeeze().round(3))
-    [[0.447 1.342]
-     [2.236 3.13 ]]
+    [[-1.   0.5]
+     [-1.   0.5]]
     """
     who = "evo_norm_b0"
     train = uses_batch_stats(train, state, who)

@@ -18,6 +18,7 @@ from jaxnorm._core.standardize import standardize_by_given_stats
 from jaxnorm._core.statistics import statistics
 from jaxnorm._core.tangents import recomputing
 from jaxnorm._functional.normalize import data_and_output, observations_and_coefficients
+from jaxnorm._state.running import unbiased
 
 
 @_checks.in_other_words
@@ -44,6 +45,7 @@ def unit_norm(
         scale, bias, axis, where, axis_name, scale_offset, dtype: as for `jn.layer_norm`. A sum is weighted by `where`.
         order: p > 0, a static number; `math.inf` is the largest.
         epsilon: ε, a number of at least 0.
+        ddof: 1 divides by the unbiased deviation, as `timm.layers.SimpleNorm` does.
         implementation: None or "xla"; kernels are for layer and RMS norm.
 
     Returns:
@@ -104,6 +106,7 @@ def simple_norm(
     *,
     axis: Axes = -1,
     epsilon: ArrayLike = 1e-6,
+    ddof: int = 0,
     where: ArrayLike | None = None,
     axis_name: Names | None = None,
     scale_offset: float = 0.0,
@@ -112,11 +115,12 @@ def simple_norm(
 ) -> Result:
     """Division by the standard deviation, where the mean stays.
 
-    y = (o + γ) x / √(σ² + ε) + β,    o = `scale_offset`, σ² over `axis`
+    y = (o + γ) x / √(σ² n / (n − ddof) + ε) + β,    o = `scale_offset`, σ² and n, the number of data, over `axis`
 
     Args:
         x: floating point or complex, any layout.
         scale, bias, axis, epsilon, where, axis_name, scale_offset, dtype: as for `jn.layer_norm`.
+        ddof: 1 divides by the unbiased deviation, as `timm.layers.SimpleNorm` does.
         implementation: None or "xla"; kernels are for layer and RMS norm.
 
     Returns:
@@ -127,17 +131,19 @@ def simple_norm(
 
     Paper: Ba, Kiros & Hinton 2016, "Layer Normalization", of which it leaves the centring out.
 
-    >>> print(jn.simple_norm(jnp.array([[3.0, 5.0]])).round(3))
-    [[3. 5.]]
+    >>> print(jn.simple_norm(jnp.array([[4.0, 8.0]])).round(3))
+    [[2. 4.]]
     """
     who = "simple_norm"
     _checks.without_kernels(implementation, who)
     x, output = data_and_output(_checks.data(x, who), dtype, scale_offset, who)
     axes = _checks.axes(axis, x.ndim, f"{who}: axis")
     data, coefficients = observations_and_coefficients(x, axes, scale, bias, epsilon, where, who)
+    _checks.ddof(ddof, who)
     stats = statistics(Reduction(axes, _checks.names(axis_name, who)), data)
     origin = jnp.zeros((1,) * x.ndim, wide_dtype(x))
-    return standardize_by_given_stats(output, data, Statistics(None, origin, None, stats.var), coefficients)
+    var = unbiased(stats.count, stats.var, ddof)
+    return standardize_by_given_stats(output, data, Statistics(None, origin, None, var), coefficients)
 
 
 @_checks.in_other_words

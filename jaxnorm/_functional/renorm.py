@@ -63,10 +63,10 @@ def batch_renorm(
 
     Paper: Ioffe 2017, "Batch Renormalization: Towards Reducing Minibatch Dependence in Batch-Normalized Models".
 
-    >>> x = jnp.array([[1.0], [3.0]])  # mean 2, deviation 1, as is the running one
-    >>> y, _ = jn.batch_renorm(x, jn.BatchRenorm().init(1)[1], train=True)
+    >>> x = jnp.array([[1.0], [3.0]])  # mean 2 and deviation 1, beside running ones of 0 and 1
+    >>> y, _ = jn.batch_renorm(x, jn.BatchRenorm().init(1)[1], train=True, d_max=1.0)
     >>> print(y.squeeze().round(3))
-    [1. 3.]
+    [0. 2.]
     """
     who = "batch_renorm"
     train = uses_batch_stats(train, state, who)
@@ -98,11 +98,11 @@ def _correction(
     inverse = 1 / jnp.where(deviation == 0, 1, deviation)
     # Beside a running deviation of 0 any other is infinitely large, but that of a constant.
     ratio = jnp.where((deviation == 0) & (stats.var > 0), jnp.inf, jnp.sqrt(stats.var + epsilon) * inverse)
-    distance = ((stats.pivot - running.pivot) + stats.delta) * inverse
-    if jnp.iscomplexobj(distance):
-        size = jnp.abs(distance)
-        return jnp.clip(ratio, 1 / r_max, r_max), distance * (jnp.minimum(size, d_max) / jnp.where(size > 0, size, 1))
-    return jnp.clip(ratio, 1 / r_max, r_max), jnp.clip(distance, -d_max, d_max)
+    distance = (stats.pivot - running.pivot) + stats.delta
+    size = jnp.abs(distance) * inverse
+    # A share of the distance, and not its sign: means may be complex.
+    share = inverse * jnp.where(size > d_max, d_max / jnp.where(size > d_max, size, 1), 1)
+    return jnp.clip(ratio, 1 / r_max, r_max), distance * share.astype(distance.dtype)
 
 
 def _corrected(coefficients: Coefficients, r: Array, d: Array, offset: float, wide: Any) -> Coefficients:

@@ -115,10 +115,10 @@ def global_response_norm(
 
     Paper: Woo et al. 2023, "ConvNeXt V2: Co-designing and Scaling ConvNets with Masked Autoencoders".
 
-    >>> x = jnp.array([[[3.0, 1.0], [4.0, 0.0]]])  # two positions; the channels' lengths are 5 and 1
-    >>> print(jn.global_response_norm(x).round(2))
-    [[[8.   1.33]
-      [ 10.67 0.  ]]]
+    >>> x = jnp.array([[[3.0, 5.0], [4.0, 0.0]]])  # two positions; each channel has length 5
+    >>> print(jn.global_response_norm(x).round(3))
+    [[[ 6. 10.]
+      [ 8.  0.]]]
     """
     who = "global_response_norm"
     _checks.without_kernels(implementation, who)
@@ -174,8 +174,9 @@ def local_response_norm(
 
     Paper: Krizhevsky, Sutskever & Hinton 2012, "ImageNet Classification with Deep Convolutional Neural Networks".
 
-    >>> print(jn.local_response_norm(jnp.array([[1.0, 2.0, 2.0]]), size=3, alpha=3.0, beta=1.0).round(3))
-    [[0.167 0.2   0.222]]
+    >>> x = jnp.array([[1.0, 2.0, 2.0]])  # squares of neighbours add up to 5, 9 and 8
+    >>> print((1 / jn.local_response_norm(x, size=3, alpha=3.0, beta=1.0)).round(3))
+    [[6.  5.  4.5]]
     """
     who = "local_response_norm"
     _checks.without_kernels(implementation, who)

@@ -42,9 +42,9 @@ def weight_norm(
 
     Paper: Salimans & Kingma 2016, "Weight Normalization".
 
-    >>> print(jn.weight_norm(jnp.array([[3.0, 0.0], [4.0, 0.0]]), jnp.array([10.0, 1.0])).round(3))
-    [[6. 0.]
-     [8. 0.]]
+    >>> print(jn.weight_norm(jnp.array([[3.0, 0.0], [4.0, 0.0]]), jnp.array([5.0, 1.0])).round(3))
+    [[3. 0.]
+     [4. 0.]]
     """
     who = "weight_norm"
     w, outputs, reduction = _kernel(w, output_axis, who)

@@ -218,10 +218,9 @@ class Norm(Value):
     _verb: ClassVar[Callable[..., Any]]
     _tracking: ClassVar[Callable[..., Any]]
     _params: ClassVar[Any] = Affine
+    # Parameters that begin at 1, and not at 0; and those that do not lie along the normalized axes.
     _ones: ClassVar[tuple[str, ...]] = ("scale",)
-    """Parameters that begin at 1, and not at 0."""
     _shared: ClassVar[tuple[str, ...]] = ()
-    """Parameters that do not lie along the normalized axes."""
 
     use_scale: bool = True
     use_bias: bool = True

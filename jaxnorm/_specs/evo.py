@@ -55,11 +55,11 @@ class EvoNormB0(Norm):
 
     >>> norm = jn.EvoNormB0()
     >>> params, state = norm.init(1)
-    >>> x = jnp.array([[[1.0], [3.0]], [[5.0], [7.0]]])  # two examples, two positions, one channel
-    >>> y, state = norm.apply(params._replace(v=jnp.zeros(1)), state, x, train=True)
-    >>> print(y.squeeze().round(3), state.var.round(3))
-    [[0.447 1.342]
-     [2.236 3.13 ]] [1.04]
+    >>> x = jnp.array([[[-2.0], [2.0]], [[-2.0], [2.0]]])  # two examples, two positions, one channel
+    >>> y, state = norm.apply(params, state, x, train=True)  # the deviation is 2, and v x + 2 is 0 and 4
+    >>> print(y.squeeze().round(3))
+    [[-1.   0.5]
+     [-1.   0.5]]
     """
 
     _tracking = _functional.evo_norm_b0

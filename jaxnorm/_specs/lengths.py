@@ -41,7 +41,7 @@ class UnitNorm(Norm):
 class SimpleNorm(Norm):
     """Division by the standard deviation, `jn.simple_norm` with its parameters: the mean stays.
 
-    y = γ x / √(σ² + ε),    σ² over `axis`
+    y = γ x / √(σ² n / (n − ddof) + ε),    σ² and n, the number of data, over `axis`
 
     Leaf: `epsilon`. The rest is static. params: `Affine` of the shape of the normalized axes; state: None. Raises what
     `jn.simple_norm` does, when it is applied.
@@ -49,9 +49,9 @@ class SimpleNorm(Norm):
     Paper: Ba, Kiros & Hinton 2016, "Layer Normalization", of which it leaves the centring out.
 
     >>> norm = jn.SimpleNorm()
-    >>> y, _ = norm.apply(*norm.init(2), jnp.array([[3.0, 5.0]]), train=True)
+    >>> y, _ = norm.apply(*norm.init(2), jnp.array([[4.0, 8.0]]), train=True)
     >>> print(y.round(3))
-    [[3. 5.]]
+    [[2. 4.]]
     """
 
     _verb = _functional.simple_norm
@@ -59,6 +59,7 @@ class SimpleNorm(Norm):
     use_bias: bool = False
     axis: Axes = -1
     epsilon: ArrayLike = leaf(default=1e-6)
+    ddof: int = 0
     axis_name: Names | None = None
 
 

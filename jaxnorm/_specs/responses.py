@@ -73,8 +73,8 @@ class LocalResponseNorm(Norm):
 
     >>> norm = jn.LocalResponseNorm(size=3, alpha=3.0, beta=1.0)
     >>> y, _ = norm.apply(*norm.init(3), jnp.array([[1.0, 2.0, 2.0]]), train=True)
-    >>> print(y.round(3))
-    [[0.167 0.2   0.222]]
+    >>> print((1 / y).round(3))  # x / (1 + 5), x / (1 + 9) and x / (1 + 8)
+    [[6.  5.  4.5]]
     """
 
     _verb = _functional.local_response_norm

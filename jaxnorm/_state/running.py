@@ -70,14 +70,14 @@ def advance_by_examples(
     """The state after statistics of each example along `example_axes`: each with a variance weighs as `size` data."""
     n, *_, var = stats
     some = n > ddof
-    var = jnp.where(some, _unbiased(n, var, ddof), 1)
+    var = jnp.where(some, unbiased(n, var, ddof), 1)
     mean_stats = averaged(Reduction(example_axes), stats._replace(count=size * some.astype(n.dtype), var=var))
     return advance(state, mean_stats, momentum, 0, with_between_variance=False)
 
 
-def _unbiased(n: Array, var: Array, ddof: int) -> Array:
-    """The variance as if of all data, from that of n of them."""
-    return var * (n / jnp.where(n > ddof, n - ddof, 1))
+def unbiased(n: Array, var: Array, ddof: int) -> Array:
+    """The variance as if of all data, from that of n of them; as it is where n ≤ ddof leaves none."""
+    return var * jnp.where(n > ddof, n / jnp.where(n > ddof, n - ddof, 1), 1)
 
 
 def _finite_stats(stats: Statistics, mean: Array) -> Statistics:
@@ -94,7 +94,7 @@ def _update(state: RunningStats, new: Any, momentum: MaybeArray, ddof: int) -> R
     mean alone. Others with one have one weight for both, so that both wait.
     """
     mean, var, weight_sum = jax.tree.map(jnp.asarray, state)
-    n, new_var = new.count, _unbiased(new.count, new.var, ddof)
+    n, new_var = new.count, unbiased(new.count, new.var, ddof)
     if weight_sum is None:
         new_mean = _average(mean, new.mean, momentum, n > 0)
         return RunningStats(new_mean, _average(var, new_var, momentum, (n > 0) & (n > ddof)))

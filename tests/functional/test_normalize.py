@@ -67,9 +67,11 @@ def test_an_offset_has_both_modes_and_second_derivatives(case):
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_initially_offset_and_scale_are_one(spec):
+    spec = dataclasses.replace(spec, use_scale=True)
     shifted = dataclasses.replace(spec, scale_offset=1.0)
     (params, state), (plain, _) = shifted.init(4), spec.init(4)
-    np.testing.assert_array_equal(params.scale, 0)
+    # A global response norm begins as y = x.
+    np.testing.assert_array_equal(params.scale, -1 if isinstance(spec, jn.GlobalResponseNorm) else 0)
     x = 3 * jax.random.normal(KEY, (3, 5, 4)) + 1
     y, _ = shifted.apply(params, state, x, train=True)
     np.testing.assert_array_equal(y, spec.apply(plain, state, x, train=True)[0])

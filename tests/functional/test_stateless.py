@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from cases import norms
+from cases import standard
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -83,7 +83,7 @@ def test_layouts_are_transposes():
         np.testing.assert_allclose(np.moveaxis(first, 1, -1), back, **ALIKE)
 
 
-@norms
+@standard
 @pytest.mark.parametrize(("factor", "offset"), [(2.0**10, 0.0), (0.25, 3.0), (100.0, -1e4)])
 def test_scale_and_shift_of_the_input_leave_the_output(case, factor, offset):
     if isinstance(case.spec, oracle.UNCENTERED) and offset:

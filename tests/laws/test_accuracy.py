@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from cases import CASES, HOSTILE, norms, optimized
+from cases import CASES, HOSTILE, optimized, standard
 
 import jaxnorm as jn
 from benchmarks import accuracy
@@ -66,7 +66,7 @@ def test_moments_of_hostile_inputs():
         np.testing.assert_allclose(found.var, var, rtol=2e-6, atol=1e-37, err_msg=name)
 
 
-@norms
+@standard
 def test_a_constant_gives_the_bias(case):
     params, state = case.params()
     structure = jax.tree.structure(case.spec)

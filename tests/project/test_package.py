@@ -8,6 +8,7 @@ import sys
 import cases
 import oracle
 import pytest
+import wider
 
 import jaxnorm as jn
 from jaxnorm import _functional
@@ -59,7 +60,10 @@ OURS |= {name for name in PUBLIC if name.startswith("FeatureScaler.")}
 
 
 # What raises nothing of its own, and does not say so either.
-SILENT = {"Accumulating", "Affine", "GatedAffine", "Inspection", "Moments", "Recalibrating", "RunningStats", "leaf"}
+SILENT = {
+    "Accumulating", "Affine", "EvoAffine", "GatedAffine", "Inspection", "Moments", "Recalibrating", "RunningStats",
+    "SingularVectors", "SwitchableAffine", "TanhAffine", "ThresholdedAffine", "leaf",
+}  # fmt: skip
 SILENT |= {
     "jaxnorm.inspection.findings",
     "jaxnorm.linen.patched",
@@ -110,6 +114,28 @@ def test_signatures():
         + output,
         "batch_norm": "x, state, scale=None, bias=None, *, train, channel_axis=-1, momentum=0.99, epsilon=1e-05, "
         "ddof=0, where=None, axis_name=None, virtual_batch_size=None" + output,
+        "batch_renorm": "x, state, scale=None, bias=None, *, train, channel_axis=-1, momentum=0.99, epsilon=1e-05, "
+        "r_max=3.0, d_max=5.0, ddof=0, where=None, axis_name=None" + output,
+        "evo_norm_b0": "x, state, scale=None, bias=None, v=1.0, *, train, channel_axis=-1, batch_axis=0, "
+        "momentum=0.99, epsilon=1e-05, ddof=0, where=None, axis_name=None" + output,
+        "evo_norm_s0": norm.replace("*", "v=1.0, *")
+        + "groups, channel_axis=-1, batch_axis=0, epsilon=1e-05, where=None, axis_name=None"
+        + output,
+        "filter_response_norm": norm.replace("*", "threshold=None, *")
+        + "channel_axis=-1, batch_axis=0, epsilon=1e-06, where=None, axis_name=None"
+        + output,
+        "global_response_norm": norm
+        + "channel_axis=-1, batch_axis=0, epsilon=1e-06, where=None, axis_name=None"
+        + output,
+        "local_response_norm": norm + "size, alpha=0.0001, beta=0.75, k=1.0, channel_axis=-1, where=None" + output,
+        "unit_norm": norm + "axis=-1, order=2, epsilon=0.0, where=None, axis_name=None" + output,
+        "simple_norm": norm + "axis=-1, epsilon=1e-06, ddof=0, where=None, axis_name=None" + output,
+        "dynamic_tanh": norm.replace("*", "alpha=0.5, *") + "axis=-1, where=None" + output,
+        "adaptive_instance_norm": "content, style, *, channel_axis=-1, batch_axis=0, epsilon=1e-05, where=None, "
+        "style_where=None, dtype=None, implementation=None",
+        "weight_norm": "w, scale=None, *, output_axis=-1, epsilon=0.0",
+        "standardize_weights": "w, scale=None, *, output_axis=-1, epsilon=1e-05",
+        "spectral_norm": "w, state=None, steps=1, *, output_axis=-1, epsilon=0.0",
     }
     verbs = {name for name in _functional.__all__ if hasattr(jn, name)}
     assert expected.keys() == verbs | {"moments", "merge"}
@@ -124,7 +150,10 @@ def test_every_norm_is_in_the_tables_of_tests():
     """One that is left out somewhere would pass."""
     norms = {v for v in vars(jn).values() if isinstance(v, type) and issubclass(v, Norm)}
     of = lambda specs: {type(spec) for spec in specs}
-    assert of(case.spec for case in cases.CASES) == of(case.spec for case in cases.CASES if case.name in cases.EACH)
-    assert of(case.spec for case in cases.CASES) == norms - {jn.Identity}
-    assert of(cases.HOSTILE.values()) == norms - {jn.Identity, jn.BatchInstanceNorm, *oracle.UNCENTERED}
+    rows = cases.CASES + cases.WIDER
+    assert of(case.spec for case in rows) == of(case.spec for case in rows if case.name in cases.EACH)
+    assert of(case.spec for case in rows) == norms - {jn.Identity}
+    assert of(case.spec for case in cases.WIDER) == {*wider.FORMULAS}
+    standard = norms - {*wider.FORMULAS}
+    assert of(cases.HOSTILE.values()) == standard - {jn.Identity, jn.BatchInstanceNorm, *oracle.UNCENTERED}
     assert of(cases.SPECS) == norms
