@@ -27,10 +27,11 @@ from jaxnorm._functional import (
     unit_norm,
     weight_norm,
 )
-from jaxnorm._specs.base import Spec, leaf
+from jaxnorm._specs.base import Spec
 from jaxnorm._specs.between import BatchInstanceNorm, BatchRenorm, SwitchableNorm
 from jaxnorm._specs.config import from_dict, to_dict
 from jaxnorm._specs.evo import EvoNormB0, EvoNormS0
+from jaxnorm._specs.fields import leaf
 from jaxnorm._specs.frozen import FrozenNorm, freeze
 from jaxnorm._specs.lengths import DynamicTanh, SimpleNorm, UnitNorm
 from jaxnorm._specs.norms import BatchNorm, GroupNorm, Identity, InstanceNorm, LayerNorm, RMSNorm

@@ -88,12 +88,12 @@ def evo_s0(spec, x, w, epsilon, state, scale, bias, v=1.0):
 
 
 def evo_b0(spec, x, w, epsilon, state, scale, bias, v=1.0):
-    channel, batch, positions = axes_of(spec, x)
+    _, batch, positions = axes_of(spec, x)
     of_batch, of_each = (np.sqrt(moments(x, w, axes)[1] + epsilon) for axes in ((*batch, *positions), positions))
     return x / np.maximum(of_batch, v * x + of_each) * scale + bias
 
 
-def switchable(spec, x, w, epsilon, state, scale, bias, mean_logits=np.ones(3), var_logits=np.ones(3)):
+def switchable(spec, x, w, epsilon, state, scale, bias, mean_logits=(1, 1, 1), var_logits=(1, 1, 1)):
     channel, batch, positions = axes_of(spec, x)
     found = [moments(x, w, axes) for axes in (positions, (*positions, channel), (*batch, *positions))]
     shares = [np.exp(v) / np.exp(v).sum() for v in (np.asarray(mean_logits, float), np.asarray(var_logits, float))]

@@ -18,24 +18,25 @@ def real(x: Array, who: str, what: str) -> None:
         raise TypeError(f"{who}: the data have dtype {x.dtype}, and {what} is for real numbers.")
 
 
-def window(size: Any, who: str) -> None:
-    """Raises unless this is a number of channels."""
+def window(size: Any, who: str) -> int:
+    """The number of channels in a window."""
     if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
         raise ValueError(f"{who}: size={size!r} is not a positive int, the number of channels in a window.")
+    return int(size)
 
 
-def order(value: Any, who: str) -> None:
-    """Raises unless this is the order of a norm of vectors, which the program is made for."""
+def order(value: Any, who: str) -> float:
+    """The order of a norm of vectors, which the program is made for."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not value > 0:
-        raise ValueError(
-            f"{who}: order={value!r} is not a number above 0. 2 is the Euclidean norm, math.inf the largest."
-        )
+        raise ValueError(f"{who}: order={value!r} is not a number above 0. 2 is Euclid's, math.inf takes the largest.")
+    return float(value)
 
 
-def steps(value: Any, who: str) -> None:
-    """Raises unless this is a number of steps, which the program is made for."""
+def steps(value: Any, who: str) -> int:
+    """The number of steps, which the program is made for."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
         raise ValueError(f"{who}: steps={value!r} is not an int of at least 0. It is static: 1 in training, 0 after.")
+    return int(value)
 
 
 def singular_vectors(state: Any, u: Sequence[int], v: Sequence[int], who: str) -> None:

@@ -62,7 +62,7 @@ def unit_norm(
     """
     who = "unit_norm"
     _checks.without_kernels(implementation, who)
-    _checks.order(order, who)
+    order = _checks.order(order, who)
     x, output = data_and_output(_checks.data(x, who), dtype, scale_offset, who)
     axes = _checks.axes(axis, x.ndim, f"{who}: axis")
     data, coefficients = observations_and_coefficients(x, axes, scale, bias, epsilon, where, who)
@@ -75,7 +75,7 @@ def squared_length(reduction: Reduction, data: Observations, order: float = 2) -
     if order == 2:
         stats = statistics(reduction, data)
         return Statistics(None, None, None, stats.count * stats.var)
-    return Statistics(None, None, None, recomputing(_squared_length, reduction, float(order))(data))
+    return Statistics(None, None, None, recomputing(_squared_length, reduction, order)(data))
 
 
 def _squared_length(reduction: Reduction, order: float, data: Observations) -> Array:

@@ -116,7 +116,7 @@ def global_response_norm(
     Paper: Woo et al. 2023, "ConvNeXt V2: Co-designing and Scaling ConvNets with Masked Autoencoders".
 
     >>> x = jnp.array([[[3.0, 5.0], [4.0, 0.0]]])  # two positions; each channel has length 5
-    >>> print(jn.global_response_norm(x).round(3))
+    >>> print(jn.global_response_norm(x).round())
     [[[ 6. 10.]
       [ 8.  0.]]]
     """
@@ -174,13 +174,13 @@ def local_response_norm(
 
     Paper: Krizhevsky, Sutskever & Hinton 2012, "ImageNet Classification with Deep Convolutional Neural Networks".
 
-    >>> x = jnp.array([[1.0, 2.0, 2.0]])  # squares of neighbours add up to 5, 9 and 8
-    >>> print((1 / jn.local_response_norm(x, size=3, alpha=3.0, beta=1.0)).round(3))
-    [[6.  5.  4.5]]
+    >>> x = jnp.ones((1, 3))  # squares of neighbours add up to 2, 3 and 2
+    >>> print(jn.local_response_norm(x, size=3, alpha=3.0, beta=1.0, k=2.0).round(3))
+    [[0.25 0.2  0.25]]
     """
     who = "local_response_norm"
     _checks.without_kernels(implementation, who)
-    _checks.window(size, who)
+    size = _checks.window(size, who)
     x, output = data_and_output(_checks.data(x, who), dtype, scale_offset, who)
     channel = _checks.axis(channel_axis, x.ndim, f"{who}: channel_axis")
     data, coefficients = observations_and_coefficients(x, (channel,), scale, bias, 0.0, where, who)

@@ -42,9 +42,9 @@ def weight_norm(
 
     Paper: Salimans & Kingma 2016, "Weight Normalization".
 
-    >>> print(jn.weight_norm(jnp.array([[3.0, 0.0], [4.0, 0.0]]), jnp.array([5.0, 1.0])).round(3))
-    [[3. 0.]
-     [4. 0.]]
+    >>> print(jn.weight_norm(jnp.array([[3.0, 0.0], [4.0, 0.0]])).round(3))
+    [[0.6 0. ]
+     [0.8 0. ]]
     """
     who = "weight_norm"
     w, outputs, reduction = _kernel(w, output_axis, who)
@@ -126,7 +126,7 @@ def spectral_norm(
     who = "spectral_norm"
     w, outputs, over_inputs = _kernel(w, output_axis, who)
     _checks.real(w, who, "singular values")
-    _checks.steps(steps, who)
+    steps = _checks.steps(steps, who)
     data, coefficients = observations_and_coefficients(w, (), None, None, epsilon, None, who)
     over_outputs = Reduction(outputs)
     _checks.singular_vectors(state, over_inputs.shape(w), over_outputs.shape(w), who)

@@ -6,7 +6,8 @@ from jaxtyping import ArrayLike
 
 from jaxnorm import _functional
 from jaxnorm._annotations import Axes, Names
-from jaxnorm._specs.base import Norm, leaf
+from jaxnorm._specs.base import Norm
+from jaxnorm._specs.fields import leaf
 from jaxnorm._types import GatedAffine, SwitchableAffine
 
 

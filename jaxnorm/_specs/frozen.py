@@ -8,7 +8,8 @@ from jaxtyping import ArrayLike, DTypeLike
 
 from jaxnorm import _checks
 from jaxnorm._annotations import Axes, Data, Result
-from jaxnorm._specs.base import Spec, Value, leaf
+from jaxnorm._specs.base import Spec, Value
+from jaxnorm._specs.fields import leaf
 from jaxnorm._types import Recalibrating, plain, uncounted
 
 

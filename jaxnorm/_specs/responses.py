@@ -4,7 +4,8 @@ from jaxtyping import ArrayLike
 
 from jaxnorm import _functional
 from jaxnorm._annotations import Axes, Names
-from jaxnorm._specs.base import Norm, leaf
+from jaxnorm._specs.base import Norm
+from jaxnorm._specs.fields import leaf
 from jaxnorm._types import ThresholdedAffine
 
 
@@ -71,10 +72,10 @@ class LocalResponseNorm(Norm):
 
     Paper: Krizhevsky, Sutskever & Hinton 2012, "ImageNet Classification with Deep Convolutional Neural Networks".
 
-    >>> norm = jn.LocalResponseNorm(size=3, alpha=3.0, beta=1.0)
-    >>> y, _ = norm.apply(*norm.init(3), jnp.array([[1.0, 2.0, 2.0]]), train=True)
-    >>> print((1 / y).round(3))  # x / (1 + 5), x / (1 + 9) and x / (1 + 8)
-    [[6.  5.  4.5]]
+    >>> norm = jn.LocalResponseNorm(size=3, alpha=3.0, beta=1.0, k=2.0)
+    >>> y, _ = norm.apply(*norm.init(3), jnp.ones((1, 3)), train=True)
+    >>> print(y.round(3))
+    [[0.25 0.2  0.25]]
     """
 
     _verb = _functional.local_response_norm

@@ -13,7 +13,8 @@ from jaxnorm._annotations import Axes, Names
 from jaxnorm._core.numerics import deviation, included, narrow, wide_dtype, widest
 from jaxnorm._core.reduction import Reduction
 from jaxnorm._core.sharding import place_like, reshard_as
-from jaxnorm._specs.base import Value, leaf
+from jaxnorm._specs.base import Value
+from jaxnorm._specs.fields import leaf
 from jaxnorm._state.stream import feature_moments, merge_pair, with_residuals
 from jaxnorm._types import Moments
 

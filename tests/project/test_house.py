@@ -27,7 +27,13 @@ ROOMS = [
 # Where the tests of a file are, if not in the folder of its room under its name.
 ELSEWHERE = {
     "_annotations.py": "project/test_package.py",
-    "_types.py": "state/test_types.py",
+    "_types/parameters.py": "state/test_types.py",
+    "_types/statistics.py": "state/test_types.py",
+    "_specs/between.py": "functional/test_between.py",
+    "_specs/evo.py": "functional/test_evo.py",
+    "_specs/fields.py": "specs/test_subclasses.py",
+    "_specs/lengths.py": "functional/test_lengths.py",
+    "_specs/responses.py": "functional/test_responses.py",
     "linen.py": "flax/test_linen.py",
     "nnx.py": "flax/test_nnx.py",
     "torch.py": "trained/test_torch.py",

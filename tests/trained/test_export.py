@@ -98,12 +98,10 @@ def test_a_batch_norm_in_evaluation_has_no_branch_in_any_case():
         assert all(np.prod([int(n) for n in shape.split("x")]) == 8 for shape in selects)
 
 
-@pytest.mark.parametrize("name", EACH)
-def test_any_size_for_all_platforms(name):
+@one_each
+def test_any_size_for_all_platforms(case):
     """Exported with a symbolic batch, written to bytes and read again."""
-    spec = {"rms": jn.RMSNorm(), "layer": jn.LayerNorm(), "batch-instance": jn.BatchInstanceNorm()}.get(
-        name, HOSTILE.get(name.split()[0])
-    )
+    spec = case.spec
     params, state = spec.init(8)
     (batch,) = export.symbolic_shape("batch")
     f = lambda x: spec.apply(params, state, x, train=False)[0]
