@@ -30,14 +30,15 @@ from jaxnorm._flax.linen_folding import fold
 from jaxnorm._flax.linen_inspection import inspect, tabulate
 from jaxnorm._flax.linen_models import frozen, recalibrate
 from jaxnorm._flax.linen_state import is_recalibrating, with_added, write
+from jaxnorm._flax.linen_weights import SpectralNorm, StdConv, WeightNorm
 from jaxnorm._flax.patching import replaced
 from jaxnorm._specs.base import Spec
 from jaxnorm._specs.frozen import unsynced
 from jaxnorm._types import RunningStats, fields, with_given
 
 __all__ = [
-    "BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "Norm", "RMSNorm", "fold", "frozen", "inspect", "patched",
-    "recalibrate", "tabulate",
+    "BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "Norm", "RMSNorm", "SpectralNorm", "StdConv", "WeightNorm",
+    "fold", "frozen", "inspect", "patched", "recalibrate", "tabulate",
 ]  # fmt: skip
 
 

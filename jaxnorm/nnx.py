@@ -24,6 +24,7 @@ from jaxnorm._flax.nnx_folding import fold
 from jaxnorm._flax.nnx_init import Frozen, WithScaleOffset
 from jaxnorm._flax.nnx_inspection import inspect, tabulate
 from jaxnorm._flax.nnx_models import accumulate, commit, freeze, recalibrate, unfreeze
+from jaxnorm._flax.nnx_weights import SpectralNorm, StdConv, WeightNorm
 from jaxnorm._flax.patching import replaced
 from jaxnorm._specs.base import Spec
 from jaxnorm._specs.frozen import FrozenNorm
@@ -31,8 +32,8 @@ from jaxnorm._specs.frozen import freeze as freeze_spec
 from jaxnorm._types import Affine, Recalibrating, RunningStats, with_given
 
 __all__ = [
-    "BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "Norm", "RMSNorm", "accumulate", "commit", "fold", "freeze",
-    "inspect", "patched", "recalibrate", "tabulate", "unfreeze",
+    "BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "Norm", "RMSNorm", "SpectralNorm", "StdConv", "WeightNorm",
+    "accumulate", "commit", "fold", "freeze", "inspect", "patched", "recalibrate", "tabulate", "unfreeze",
 ]  # fmt: skip
 
 

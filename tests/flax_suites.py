@@ -21,7 +21,7 @@ from flags import xla_flags
 import jaxnorm as jn
 
 TESTS = {"tests/linen/linen_test.py": "NormalizationTest", "tests/nnx/nn/normalization_test.py": "TestLinenConsistency"}
-NAMES = ["BatchNorm", "LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm"]
+NAMES = ["BatchNorm", "LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm", "SpectralNorm", "WeightNorm"]
 HERE = pathlib.Path(__file__).parent
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, ArrayLike
+from jaxtyping import Array, ArrayLike, DTypeLike
 
 from jaxnorm import _checks
 from jaxnorm._annotations import Axes, Data, Result
@@ -15,12 +15,17 @@ from jaxnorm._core.numerics import wide_dtype
 from jaxnorm._core.reduction import Reduction
 from jaxnorm._core.standardize import Output, standardize_by_given_stats
 from jaxnorm._functional.lengths import squared_length
-from jaxnorm._functional.normalize import normalize, observations_and_coefficients
+from jaxnorm._functional.normalize import data_and_output, normalize, observations_and_coefficients
 from jaxnorm._types import SingularVectors
 
 
 def weight_norm(
-    w: Data, scale: ArrayLike | None = None, *, output_axis: Axes | None = -1, epsilon: ArrayLike = 0.0
+    w: Data,
+    scale: ArrayLike | None = None,
+    *,
+    output_axis: Axes | None = -1,
+    epsilon: ArrayLike = 0.0,
+    dtype: DTypeLike | None = None,
 ) -> Result:
     """Weight normalization: the length of each output's weights is a parameter of its own.
 
@@ -33,9 +38,10 @@ def weight_norm(
         output_axis: that of the layer's outputs: -1 in Flax, 0 in PyTorch; several axes; or None for one length of
             all.
         epsilon: ε, a number of at least 0. With 0, too, weights of 0 stay 0.
+        dtype: that of ŵ; None is that of `w`.
 
     Returns:
-        ŵ, with the shape and dtype of `w`. Arithmetic is in float32 at least.
+        ŵ, with the shape of `w`. Arithmetic is in float32 at least.
 
     Raises:
         TypeError: `w` is integer or boolean. ValueError: an argument does not fit `w`.
@@ -47,14 +53,19 @@ def weight_norm(
      [0.8 0. ]]
     """
     who = "weight_norm"
-    w, outputs, reduction = _kernel(w, output_axis, who)
+    w, output, outputs, reduction = _kernel(w, dtype, output_axis, who)
     data, coefficients = observations_and_coefficients(w, outputs, scale, None, epsilon, None, who)
     uncentered = reduction._replace(centered=False)
-    return standardize_by_given_stats(Output(w.dtype), data, squared_length(uncentered, data), coefficients)
+    return standardize_by_given_stats(output, data, squared_length(uncentered, data), coefficients)
 
 
 def standardize_weights(
-    w: Data, scale: ArrayLike | None = None, *, output_axis: Axes | None = -1, epsilon: ArrayLike = 1e-5
+    w: Data,
+    scale: ArrayLike | None = None,
+    *,
+    output_axis: Axes | None = -1,
+    epsilon: ArrayLike = 1e-5,
+    dtype: DTypeLike | None = None,
 ) -> Result:
     """Weight standardization: each output's weights have mean 0 and variance 1.
 
@@ -68,9 +79,10 @@ def standardize_weights(
         scale: γ, a vector over the output axis, a scalar, or an array with the dimensions of `w`; None is 1.
         output_axis: that of the layer's outputs: -1 in Flax, 0 in PyTorch; several axes; or None for one of all.
         epsilon: ε, a number of at least 0. With 0, too, weights that are one number become 0.
+        dtype: that of ŵ; None is that of `w`.
 
     Returns:
-        ŵ, with the shape and dtype of `w`. Arithmetic is in float32 at least.
+        ŵ, with the shape of `w`. Arithmetic is in float32 at least.
 
     Raises:
         TypeError: `w` is integer or boolean. ValueError: an argument does not fit `w`.
@@ -83,8 +95,11 @@ def standardize_weights(
      [ 1.  0.]]
     """
     who = "standardize_weights"
-    w, outputs, reduction = _kernel(w, output_axis, who)
-    return normalize(w, reduction, outputs, scale, None, epsilon=epsilon, where=None, who=who, implementation="xla")
+    w, output, outputs, reduction = _kernel(w, dtype, output_axis, who)
+    return normalize(
+        w, reduction, outputs, scale, None, epsilon=epsilon, where=None, who=who, dtype=output.dtype,
+        implementation="xla",
+    )  # fmt: skip
 
 
 def spectral_norm(
@@ -94,6 +109,7 @@ def spectral_norm(
     *,
     output_axis: Axes | None = -1,
     epsilon: ArrayLike = 0.0,
+    dtype: DTypeLike | None = None,
 ) -> tuple[Result, SingularVectors]:
     """Spectral normalization: the largest singular value of a kernel becomes 1, by power iteration.
 
@@ -109,9 +125,10 @@ def spectral_norm(
         output_axis: that of the layer's outputs: -1 in Flax, 0 in PyTorch; several axes; or None for all of it, which
             is a division by its length.
         epsilon: ε, a number of at least 0. With 0, too, weights of 0 stay 0.
+        dtype: that of ŵ; None is that of `w`.
 
     Returns:
-        ŵ, with the shape and dtype of `w`, and the new state. Arithmetic is in float32 at least.
+        ŵ, with the shape of `w`, and the new state. Arithmetic is in float32 at least.
 
     Raises:
         TypeError: `w` is integer, boolean or complex. ValueError: the state or another argument does not fit `w`.
@@ -123,8 +140,16 @@ def spectral_norm(
     [[1.    0.   ]
      [0.    0.333]]
     """
-    who = "spectral_norm"
-    w, outputs, over_inputs = _kernel(w, output_axis, who)
+    y, state, _ = spectral(w, state, steps, output_axis, epsilon, dtype, "spectral_norm")
+    return y, state
+
+
+def spectral(
+    w: Any, state: SingularVectors | None, steps: int, output_axis: Axes | None, epsilon: ArrayLike, dtype: Any,
+    who: str,
+) -> tuple[Array, SingularVectors, Array]:  # fmt: skip
+    """ŵ, the new state, and σ."""
+    w, output, outputs, over_inputs = _kernel(w, dtype, output_axis, who)
     _checks.real(w, who, "singular values")
     steps = _checks.steps(steps, who)
     data, coefficients = observations_and_coefficients(w, (), None, None, epsilon, None, who)
@@ -132,9 +157,10 @@ def spectral_norm(
     _checks.singular_vectors(state, over_inputs.shape(w), over_outputs.shape(w), who)
     u, v = _power_iteration(lax.stop_gradient(w), state, steps, over_inputs, over_outputs)
     sigma = (u * over_inputs.sum(w.astype(u.dtype) * v)).sum(keepdims=True)
-    y = standardize_by_given_stats(Output(w.dtype), data, Statistics(None, None, None, sigma**2), coefficients)
+    y = standardize_by_given_stats(output, data, Statistics(None, None, None, sigma**2), coefficients)
     new = SingularVectors(u, v)
-    return y, new if state is None else jax.tree.map(lambda new, old: new.astype(old.dtype), new, state)
+    new = new if state is None else jax.tree.map(lambda new, old: new.astype(old.dtype), new, state)
+    return y, new, sigma.reshape(())
 
 
 def _power_iteration(
@@ -165,8 +191,8 @@ def _unit(v: Array, old: Any) -> Array:
     return jnp.where(usable, v / jnp.where(usable, length, 1), old)
 
 
-def _kernel(w: Any, output_axis: Axes | None, who: str) -> tuple[Array, tuple[int, ...], Reduction]:
-    """The kernel, the axes of its outputs, and the reduction over all others."""
-    w = _checks.data(w, who, "w")
+def _kernel(w: Any, dtype: Any, output_axis: Axes | None, who: str) -> tuple[Array, Output, tuple[int, ...], Reduction]:
+    """The kernel, what ŵ is to be, the axes of its outputs, and the reduction over all others."""
+    w, output = data_and_output(_checks.data(w, who, "w"), dtype, 0.0, who)
     outputs = () if output_axis is None else _checks.axes(output_axis, w.ndim, f"{who}: output_axis", "w")
-    return w, outputs, Reduction(tuple(a for a in range(w.ndim) if a not in outputs))
+    return w, output, outputs, Reduction(tuple(a for a in range(w.ndim) if a not in outputs))

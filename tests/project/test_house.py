@@ -46,6 +46,7 @@ ELSEWHERE = {
     "_state/inspect.py": "trained/test_inspection.py",
     "inspection.py": "trained/test_inspection.py",
     "_flax/tables.py": "trained/test_inspection.py",
+    "_flax/weights.py": "flax/test_linen_weights.py",
     "_flax/linen_state.py": "flax/test_linen.py",
     "_specs/norms.py": "specs/test_base.py",
     "_flax/folding.py": "flax/test_model_folding.py",

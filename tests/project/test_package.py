@@ -133,9 +133,9 @@ def test_signatures():
         "dynamic_tanh": norm.replace("*", "alpha=0.5, *") + "axis=-1, where=None" + output,
         "adaptive_instance_norm": "content, style, *, channel_axis=-1, batch_axis=0, epsilon=1e-05, where=None, "
         "style_where=None, dtype=None, implementation=None",
-        "weight_norm": "w, scale=None, *, output_axis=-1, epsilon=0.0",
-        "standardize_weights": "w, scale=None, *, output_axis=-1, epsilon=1e-05",
-        "spectral_norm": "w, state=None, steps=1, *, output_axis=-1, epsilon=0.0",
+        "weight_norm": "w, scale=None, *, output_axis=-1, epsilon=0.0, dtype=None",
+        "standardize_weights": "w, scale=None, *, output_axis=-1, epsilon=1e-05, dtype=None",
+        "spectral_norm": "w, state=None, steps=1, *, output_axis=-1, epsilon=0.0, dtype=None",
     }
     verbs = {name for name in _functional.__all__ if hasattr(jn, name)}
     assert expected.keys() == verbs | {"moments", "merge"}
