@@ -59,7 +59,8 @@ class Norm(nn.Module):
         spec: any `jn.Spec` whose parameters and state are NamedTuples, dicts or None. `nn.jit` can't hash arrays in it.
         train, use_running_average: whether to use and update the statistics of the batch, in either way to say it; here
             or in the call.
-        scale_init, bias_init: initializers in place of what `spec.init` gives; `param_dtype`, in place of float32.
+        scale_init, bias_init, mean_init, var_init: initializers in place of what `spec.init` gives, ones that box it
+            (`nn.with_logical_partitioning`) included; `param_dtype`, in place of float32.
 
     `__call__(x, *, train=None, use_running_average=None, where=None, scale=None, bias=None)` returns y, of the shape
     of `x`. A scale or bias in the call is for specs with `use_scale=False` or `use_bias=False`: adaptive norms. It
@@ -79,6 +80,8 @@ class Norm(nn.Module):
     use_running_average: bool | None = None
     scale_init: Initializer | None = None
     bias_init: Initializer | None = None
+    mean_init: Initializer | None = None
+    var_init: Initializer | None = None
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -120,7 +123,10 @@ class Norm(nn.Module):
         if name == "weight_sum" and not self.is_initializing() and not self.has_variable("batch_stats", name):
             # The state decides: averages that came without one, from Flax say, stay without.
             return None
-        return self.variable("batch_stats", name, lambda: initial).value
+        init = getattr(self, f"{name}_init", None)
+        shape = initial.shape, initial.dtype
+        first = (lambda: initial) if init is None else (lambda: init(self.make_rng("params"), *shape))
+        return self.variable("batch_stats", name, first).value
 
 
 class BatchNorm(nn.BatchNorm):

@@ -5,8 +5,9 @@ The drop-ins are subclasses that replace `__call__`: arguments mean what they me
 `promote_dtype` does, and group norm takes data of any rank.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from types import MappingProxyType
 from typing import Any
 
 import jax.numpy as jnp
@@ -44,7 +45,8 @@ def __dir__() -> list[str]:
 class Norm(nnx.Module):
     """A norm as a layer: its parameters as `nnx.Param`, its state as `nnx.BatchStat`.
 
-    Norm(spec, features, rngs=None, *, use_running_average=False, train=None, scale_init, bias_init, param_dtype)
+    Norm(spec, features, rngs=None, *, use_running_average=False, train=None, scale_init, bias_init, mean_init,
+    var_init, param_dtype, scale_metadata, bias_metadata)
 
     y, state = spec.apply(params, state, x, train=not use_running_average, where=where)
 
@@ -59,7 +61,9 @@ class Norm(nnx.Module):
             starts as it does beside these.
         use_running_average, train: evaluation or training, in either way to say it; here, in the call, or by `train()`
             and `eval()`.
-        scale_init, bias_init: initializers in place of what `spec.init` gives; `param_dtype`, in place of float32.
+        scale_init, bias_init, mean_init, var_init: initializers in place of what `spec.init` gives; `param_dtype`, in
+            place of float32.
+        scale_metadata, bias_metadata: for `nnx.Param`, as Flax's norms have them: where their axes lie on a mesh.
 
     `__call__(x, use_running_average=None, *, train=None, where=None, scale=None, bias=None)` returns y, of the shape
     of `x`. A scale or bias in the call is for specs with `use_scale=False` or `use_bias=False`. ValueError:
@@ -77,7 +81,9 @@ class Norm(nnx.Module):
     def __init__(
         self, spec: Spec, features: Axes, rngs: nnx.Rngs | None = None, *, use_running_average: bool | None = False,
         train: bool | None = None, scale_init: nnx.Initializer | None = None, bias_init: nnx.Initializer | None = None,
-        param_dtype: DTypeLike = jnp.float32,
+        mean_init: nnx.Initializer | None = None, var_init: nnx.Initializer | None = None,
+        param_dtype: DTypeLike = jnp.float32, scale_metadata: Mapping[str, Any] = MappingProxyType({}),
+        bias_metadata: Mapping[str, Any] = MappingProxyType({}),
     ):  # fmt: skip
         who = "nnx.Norm"
         _checks.spec(spec, who)
@@ -91,8 +97,11 @@ class Norm(nnx.Module):
         )
         params, state = spec.init(features, param_dtype)
         self._kinds = nnx_state.kind_of(params), nnx_state.kind_of(state)
-        nnx_state.add_variables(self, nnx.Param, params, {"scale": scale_init, "bias": bias_init}, rngs)
-        nnx_state.add_variables(self, nnx.BatchStat, state, {}, rngs)
+        metadata = {"scale": scale_metadata, "bias": bias_metadata}
+        nnx_state.add_variables(self, nnx.Param, params, {"scale": scale_init, "bias": bias_init}, rngs, metadata)
+        # Without an initializer no key is drawn: running statistics of Flax's norms have none.
+        inits = {name: init for name, init in (("mean", mean_init), ("var", var_init)) if init is not None}
+        nnx_state.add_variables(self, nnx.BatchStat, state, inits, rngs)
 
     def __call__(
         self, x: Data, use_running_average: bool | None = None, *, train: bool | None = None,

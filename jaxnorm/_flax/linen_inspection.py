@@ -50,7 +50,8 @@ def inspect(
             norms[context.module.path] = spec_of(context.module), given
         return call(*args, **kwargs)
 
-    fixed = {name: value for name, value in nn.meta.unbox(dict(variables)).items() if name != "batch_stats"}
+    variables = nn.meta.unbox(dict(variables))
+    fixed = {name: value for name, value in variables.items() if name != "batch_stats"}
     step = stats_step(model, kwargs, "linen.inspect")
     with own_traces()(), nn.intercept_methods(intercept):
         found = moments_of_batches(step, variables.get("batch_stats", {}), ((fixed, batch) for batch in batches))

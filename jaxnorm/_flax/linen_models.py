@@ -51,8 +51,9 @@ def recalibrate(model: nn.Module, variables: Mapping[str, Any], batches: Iterabl
     """
     fixed = {name: value for name, value in variables.items() if name != "batch_stats"}
     step = stats_step(model, kwargs, "recalibrate")
-    state = recalibrate_by_steps(step, variables.get("batch_stats", {}), ((fixed, batch) for batch in batches))
-    return {**variables, "batch_stats": state}
+    before = variables.get("batch_stats", {})
+    state = recalibrate_by_steps(step, nn.meta.unbox(before), ((fixed, batch) for batch in batches))
+    return {**variables, "batch_stats": nn.meta.replace_boxed(before, state)}
 
 
 @contextmanager

@@ -43,5 +43,8 @@ def with_added(module: nn.Module, state: Any) -> Any:
 def write(module: nn.Module, state: Any) -> None:
     """Sets the variables of a state. A field that is None is written only over a variable that is there."""
     for name, value in fields(state).items():
-        if value is not None or module.has_variable("batch_stats", name):
-            module.put_variable("batch_stats", name, value)
+        old = module.get_variable("batch_stats", name)
+        if value is not None or old is not None:
+            # Where it lies on a mesh, or which axis it was stacked along, is written in a box around it.
+            boxed = nn.meta.replace_boxed(old, value)
+            module.put_variable("batch_stats", name, boxed)

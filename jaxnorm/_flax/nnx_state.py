@@ -4,6 +4,7 @@ A norm of jaxnorm says in `_kinds` of which types its parameters and its state a
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from flax import nnx
@@ -30,8 +31,9 @@ def kind_of(tree: Any) -> tuple[type, tuple[str, ...]]:
 
 
 def add_variables(
-    module: nnx.Module, variable: type[nnx.Variable], tree: Any, inits: Mapping[str, Any], rngs: nnx.Rngs | None
-) -> None:
+    module: nnx.Module, variable: type[nnx.Variable], tree: Any, inits: Mapping[str, Any], rngs: nnx.Rngs | None,
+    metadata: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+) -> None:  # fmt: skip
     """Gives a module a variable for each field of its parameters or its state, some of them by initializers."""
     for name, value in fields(tree).items():
         if value is not None and name in inits:
@@ -39,7 +41,7 @@ def add_variables(
             # A key is drawn for each, as Flax's norms do, and not used where there is no initializer.
             key = None if rngs is None and inits[name] is None else _checks.key(rngs, "nnx.Norm")
             value = init(key, value.shape, value.dtype)
-        setattr(module, name, nnx.data(None) if value is None else variable(value))
+        setattr(module, name, nnx.data(None) if value is None else variable(value, **metadata.get(name, {})))
 
 
 def read(module: nnx.Module, names: Sequence[str]) -> list[Any]:
