@@ -131,10 +131,10 @@ def evo_norm_b0(
     x, output = data_and_output(_checks.data(x, who), dtype, scale_offset, who)
     _checks.real(x, who, "a maximum")
     channel, positions = per_example(x, channel_axis, batch_axis, who)
+    reduction = Reduction(all_but(channel, x.ndim), _checks.names(axis_name, who) if train else ())
+    m, stats = running_arguments(x, where, state, reduction, (channel,), train, momentum, ddof, who)
     data, coefficients = observations_and_coefficients(x, (channel,), scale, bias, epsilon, where, who)
     v = place_like(_checks.affine(v, x, (channel,), who, "v"), x)
-    reduction = Reduction(all_but(channel, x.ndim), _checks.names(axis_name, who) if train else ())
-    m, stats = running_arguments(data, state, reduction, (channel,), train, momentum, ddof, who)
     if train:
         stats = statistics(reduction, data)
     own = statistics(Reduction(positions), data).var + coefficients.epsilon

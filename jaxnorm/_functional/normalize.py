@@ -111,8 +111,8 @@ def normalize_tracking(
     """
     _checks.without_kernels(implementation, who)
     x, output = data_and_output(x, dtype, scale_offset, who)
+    momentum, running = running_arguments(x, where, state, reduction, feature_axes, train, momentum, ddof, who)
     data, coefficients = observations_and_coefficients(x, feature_axes, scale, bias, epsilon, where, who)
-    momentum, running = running_arguments(data, state, reduction, feature_axes, train, momentum, ddof, who)
     if not train:
         return standardize_by_given_stats(output, data, running, coefficients), state
     expected = None
@@ -132,16 +132,15 @@ def normalize_tracking(
 
 
 def running_arguments(
-    data: Observations, state: Any, reduction: Reduction, feature_axes: tuple[int, ...], train: bool, momentum: Any,
+    x: Array, where: Any, state: Any, reduction: Reduction, feature_axes: tuple[int, ...], train: bool, momentum: Any,
     ddof: int, who: str,
 ) -> tuple[Any, Any]:  # fmt: skip
-    """The momentum, checked, and running statistics along `feature_axes` as those of the data, if there is a state."""
-    x = data.x
+    """The momentum, checked, and running statistics along `feature_axes` as those of `x`, if there is a state."""
     _checks.running(state, x, feature_axes, train, momentum, who)
     _checks.ddof(ddof, who)
     momentum = _checks.momentum(momentum, x, who)
     if train and state is not None and not reduction.axis_names:
-        _checks.unbiased(data.where, reduction.axes, x, ddof, who)
+        _checks.unbiased(_checks.where(where, x, who), reduction.axes, x, ddof, who)
     if state is None:
         return momentum, None
     mean, var = mean_and_var(state, x, feature_axes)

@@ -74,10 +74,10 @@ def batch_renorm(
     _checks.without_kernels(implementation, who)
     x, output = data_and_output(_checks.data(x, who), dtype, scale_offset, who)
     channel = _checks.axis(channel_axis, x.ndim, f"{who}: channel_axis")
-    data, coefficients = observations_and_coefficients(x, (channel,), scale, bias, epsilon, where, who)
     reduction = Reduction(all_but(channel, x.ndim), _checks.names(axis_name, who) if train else ())
     before = state.before if isinstance(state, Accumulating) else state
-    m, running = running_arguments(data, before, reduction, (channel,), train, momentum, ddof, who)
+    m, running = running_arguments(x, where, before, reduction, (channel,), train, momentum, ddof, who)
+    data, coefficients = observations_and_coefficients(x, (channel,), scale, bias, epsilon, where, who)
     if not train:
         return standardize_by_given_stats(output, data, running, coefficients), state
     r_max, d_max = _checks.number(r_max, x, who, "r_max", least=1), _checks.number(d_max, x, who, "d_max")

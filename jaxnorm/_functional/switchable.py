@@ -34,12 +34,11 @@ def switchable_norm(
     _checks.without_kernels(implementation, who)
     x, output = data_and_output(_checks.data(x, who), dtype, scale_offset, who)
     channel, positions = per_example(x, channel_axis, batch_axis, who)
-    data, coefficients = observations_and_coefficients(x, (channel,), scale, bias, epsilon, where, who)
     examples = tuple(a for a in range(x.ndim) if a != channel and a not in positions)
     names = _checks.names(axis_name, who) if train else ()
-    m, of_batch = running_arguments(
-        data, state, Reduction((*examples, *positions), names), (channel,), train, momentum, ddof, who
-    )
+    reduction = Reduction((*examples, *positions), names)
+    m, of_batch = running_arguments(x, where, state, reduction, (channel,), train, momentum, ddof, who)
+    data, coefficients = observations_and_coefficients(x, (channel,), scale, bias, epsilon, where, who)
     # The statistics of all three are those of instances, pooled: x is read once.
     of_instances = statistics(Reduction(positions), data)
     of_layer = pooled(Reduction((channel,)), of_instances)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from cases import CASES, EACH, one_each
+from cases import CASES, EACH, WIDER, table
 from flax import nnx
 from platforms import on_every_platform, programs_for
 
@@ -105,7 +105,7 @@ def test_all_that_shares_a_statistic_and_nothing_else(dtype, platform):
                 assert np.isfinite(seen).all(), what
 
 
-@one_each
+@table([case for case in CASES + WIDER if case.name in EACH and case.name not in ("local response", "dynamic tanh")])
 def test_gradients_of_all_that_shares_it_and_of_nothing_else(case):
     """A gradient of 0 in a spoilt example would be a plausible number, too."""
     params, state = case.params()
