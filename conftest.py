@@ -2,6 +2,7 @@
 
 import gc
 import os
+from importlib.util import find_spec
 
 from flags import xla_flags
 
@@ -26,6 +27,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 hypothesis.settings.register_profile("jaxnorm", derandomize=True, deadline=None, max_examples=25)
 hypothesis.settings.register_profile("few", derandomize=True, deadline=None, max_examples=5)
 hypothesis.settings.load_profile("jaxnorm")
+
+
+# Adapters for libraries that are not here.
+collect_ignore = [f"jaxnorm/{name}.py" for name in ("equinox", "haiku") if find_spec(name) is None]
 
 
 @pytest.fixture(autouse=True)

@@ -60,6 +60,8 @@ from jaxnorm._types import (
 )
 
 if _TYPE_CHECKING:
+    from jaxnorm import equinox as equinox
+    from jaxnorm import haiku as haiku
     from jaxnorm import inspection, linen, nnx, torch
 
 __version__ = "0.1.0"
@@ -88,11 +90,20 @@ for _class in [_public for _public in map(globals().get, __all__) if isinstance(
     _class.__module__ = "jaxnorm"
 
 
+_LIBRARIES = {"equinox": "equinox", "haiku": "dm-haiku"}
+
+
 def __getattr__(name: str) -> object:
-    # The adapters import Flax, which takes longer than all else here: at first use (PEP 562). Nothing imports PyTorch.
-    if name in ("inspection", "linen", "nnx", "torch"):
+    # Adapters import their library, which takes longer than all else here: at first use (PEP 562). Nothing imports
+    # PyTorch.
+    if name not in ("inspection", "linen", "nnx", "torch", *_LIBRARIES):
+        raise AttributeError(f"module 'jaxnorm' has no attribute {name!r}")
+    try:
         return _import_module(f"jaxnorm.{name}")
-    raise AttributeError(f"module 'jaxnorm' has no attribute {name!r}")
+    except ModuleNotFoundError as error:
+        if error.name == name:
+            error.add_note(f"jaxnorm.{name} is for users of that library: pip install {_LIBRARIES[name]}.")
+        raise
 
 
 def __dir__() -> list[str]:

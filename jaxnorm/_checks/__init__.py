@@ -27,7 +27,7 @@ from jaxnorm._checks.arguments import (
     where,
 )  # fmt: skip
 from jaxnorm._checks.arrays import arrays_fit, meet_once
-from jaxnorm._checks.flags import field_flag, flag, ignored_flag, mode, train
+from jaxnorm._checks.flags import field_flag, flag, ignored_flag, mode, train, training
 from jaxnorm._checks.folding import folds, layer_bias, layer_of, real_beside, unpadded
 from jaxnorm._checks.functions import runs_when_called
 from jaxnorm._checks.modules import given_twice, key, same_features, spec, spec_classes
@@ -64,6 +64,6 @@ __all__ = [
     "positions", "real", "real_beside", "real_number", "reject_nnx_variables", "require_data", "require_stats",
     "residual", "running", "runs_when_called", "same_channels", "same_entries", "same_features", "same_style",
     "saw_data", "scale_offset", "several", "several_axes", "shares", "singular_vectors", "spec", "spec_classes",
-    "stateless", "steps", "train", "unbiased", "unpadded", "virtual_batch_size", "weights", "where", "window",
-    "without_kernels",
+    "stateless", "steps", "train", "training", "unbiased", "unpadded", "virtual_batch_size", "weights", "where",
+    "window", "without_kernels",
 ]  # fmt: skip

@@ -42,6 +42,13 @@ def mode(training: Any, use_running_average: Any, who: str) -> bool | None:
     return None if training is None else train(training, who)
 
 
+def training(value: Any, train_value: Any, who: str, name: str) -> bool:
+    """Whether to train, by `train` or by the name that another library has for it."""
+    if value is not None and train_value is not None:
+        raise ValueError(f"{who}: train={train_value} and {name}={value} say the same thing twice. Give one.")
+    return flag(train_value if value is None else value, who, name)
+
+
 def ignored_flag(value: Any, who: str, name: str) -> None:
     """Raises where a mask is passed where the flag goes. The flag has no effect while statistics are recalibrated."""
     if value is not None and (np.shape(value) or jnp.result_type(value) != jnp.bool_):

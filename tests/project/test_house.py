@@ -22,6 +22,8 @@ ROOMS = [
     "linen",
     "nnx",
     "torch",
+    "haiku",
+    "equinox",
     "inspection",
 ]
 # Where the tests of a file are, if not in the folder of its room under its name.
@@ -37,6 +39,8 @@ ELSEWHERE = {
     "linen.py": "flax/test_linen.py",
     "nnx.py": "flax/test_nnx.py",
     "torch.py": "trained/test_torch.py",
+    "haiku.py": "libraries/test_haiku.py",
+    "equinox.py": "libraries/test_equinox.py",
     "_checks/functions.py": "trained/test_export.py",
     "_checks/arrays.py": "trained/test_torch.py",
     "_flax/linen_calls.py": "flax/test_linen_models.py",
