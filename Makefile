@@ -9,7 +9,7 @@ demo: $(VENV)/demo
 	$(RUN)/python -m jaxnorm $(ARGS)
 
 # Time beside other libraries, and whole programs. Further: make bench BENCH=accuracy
-# (or memory, step, compiling, compiled, device).
+# (or memory, family, step, compiling, compiled, device).
 BENCH ?= speed
 bench: $(VENV)/bench
 	$(RUN)/python -m benchmarks $(BENCH) $(ARGS)

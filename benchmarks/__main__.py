@@ -102,6 +102,18 @@ def accuracy(out: Out = Path("results")) -> None:
 
 
 @app.command()
+def family(
+    out: Out = Path("results"),
+    only: Only = "",
+    rounds: Annotated[int, typer.Option(min=2, help="Rounds of each measurement.")] = 9,
+) -> None:
+    """The wider family of norms, beside the same formulas by hand: time, and bytes kept."""
+    from benchmarks import tables
+
+    tables.family(out, only, rounds)
+
+
+@app.command()
 def memory(out: Out = Path("results"), only: Only = "") -> None:
     """Bytes kept between the forward and the backward pass."""
     from benchmarks import tables

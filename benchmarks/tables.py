@@ -221,3 +221,29 @@ def memory(out, only):
     rows = [[name, *(_number(found[library], 3) for library in libraries)] for name, found in data.items()]
     note = "Bytes kept between the forward and the backward pass, over the bytes of x."
     _show(console, out, "memory", "Memory for the backward pass", note, ["case", *libraries], rows, data)
+
+
+def family(out, only, rounds):
+    """The wider family beside the same formulas by hand."""
+    from benchmarks import family as measure
+
+    console, data = report.console(), []
+    names = [name for name in measure.FAMILY if only in name]
+    with _progress(console, len(names)) as done:
+        for name in names:
+            data.append(measure.measure(name, rounds))
+            done(name)
+    columns = ["norm", "pass", "by hand, ms", "jaxnorm", "[quartiles]", "kept, jaxnorm", "kept, by hand"]
+    rows = []
+    for row in data:
+        for what in ("forward", "both"):
+            low, high = row[what]["quartiles"]
+            memory = [_number(row["kept"][key]) if what == "both" else "" for key in ("jaxnorm", "by hand")]
+            times = [_number(row[what]["by hand"], 1, 1e3), _number(row[what]["ratio"]), f"[{low:.2f}, {high:.2f}]"]
+            rows.append([row["name"] if what == "forward" else "", what, *times, *memory])
+    note = (
+        f"x has shape {'×'.join(map(str, measure.SHAPE))}, float32. Ratios of medians over {rounds} interleaved rounds "
+        "to the same formula\nwritten by hand in jax.numpy, in float32 and without masks. Kept: bytes for the backward "
+        "pass over those of x,\nin bfloat16."
+    )
+    _show(console, out, "family", "The wider family beside formulas by hand", note, columns, rows, data)

@@ -84,7 +84,8 @@ def evo_s0(spec, x, w, epsilon, state, scale, bias, v=1.0):
     moved = tuple(a - (a > channel) for a in positions)
     _, var = moments(blocks(x), blocks(w), (*moved, x.ndim))
     var = np.moveaxis(np.repeat(var[..., 0], x.shape[channel] // spec.groups, -1), -1, channel)
-    return x / (1 + np.exp(-v * x)) / np.sqrt(var + epsilon) * scale + bias
+    with np.errstate(over="ignore"):
+        return x / (1 + np.exp(-v * x)) / np.sqrt(var + epsilon) * scale + bias
 
 
 def evo_b0(spec, x, w, epsilon, state, scale, bias, v=1.0):

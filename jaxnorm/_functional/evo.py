@@ -10,10 +10,10 @@ from jaxtyping import Array, ArrayLike, DTypeLike
 from jaxnorm import _checks
 from jaxnorm._annotations import Axes, Data, Implementation, Names, Result
 from jaxnorm._core.maps import mapped, nan_if_infinite, root
-from jaxnorm._core.reduction import Reduction, all_but
+from jaxnorm._core.reduction import Reduction
 from jaxnorm._core.sharding import place_like
 from jaxnorm._core.standardize import inverse_root
-from jaxnorm._core.statistics import broadcast_stats, statistics
+from jaxnorm._core.statistics import broadcast_stats, pooled, statistics
 from jaxnorm._functional.normalize import data_and_output, observations_and_coefficients, running_arguments
 from jaxnorm._functional.stateless import per_example
 from jaxnorm._functional.tracking import uses_batch_stats
@@ -131,15 +131,19 @@ def evo_norm_b0(
     x, output = data_and_output(_checks.data(x, who), dtype, scale_offset, who)
     _checks.real(x, who, "a maximum")
     channel, positions = per_example(x, channel_axis, batch_axis, who)
-    reduction = Reduction(all_but(channel, x.ndim), _checks.names(axis_name, who) if train else ())
-    m, stats = running_arguments(x, where, state, reduction, (channel,), train, momentum, ddof, who)
+    examples = tuple(a for a in range(x.ndim) if a != channel and a not in positions)
+    names = _checks.names(axis_name, who) if train else ()
+    reduction = Reduction((*examples, *positions), names)
+    m, of_batch = running_arguments(x, where, state, reduction, (channel,), train, momentum, ddof, who)
     data, coefficients = observations_and_coefficients(x, (channel,), scale, bias, epsilon, where, who)
     v = place_like(_checks.affine(v, x, (channel,), who, "v"), x)
+    of_examples = statistics(Reduction(positions), data)
     if train:
-        stats = statistics(reduction, data)
-    own = statistics(Reduction(positions), data).var + coefficients.epsilon
-    y = mapped(_larger_deviation, output, data, coefficients, stats.var + coefficients.epsilon, own, v)
-    return y, advance(state, lax.stop_gradient(stats), m, ddof) if train and state is not None else state
+        # From those of the examples: x is read once.
+        of_batch = pooled(Reduction(examples, names), of_examples)
+    variances = of_batch.var + coefficients.epsilon, of_examples.var + coefficients.epsilon
+    y = mapped(_larger_deviation, output, data, coefficients, *variances, v)
+    return y, advance(state, lax.stop_gradient(of_batch), m, ddof) if train and state is not None else state
 
 
 def _larger_deviation(x: Array, affine: Any, var: Array, own: Array, v: Array) -> Array:

@@ -5,10 +5,11 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import device_tables, hlo, memory
+from benchmarks import device_tables, family, hlo, memory
 from benchmarks.__main__ import app
 from benchmarks.cases import CASES, Case
 from benchmarks.compiling import STAGES
@@ -45,10 +46,29 @@ def test_compiling(tmp_path, monkeypatch):
     assert all(row[library][stage] > 0 for row in rows for library in ("jaxnorm", "flax") for stage in STAGES)
 
 
+def test_family(tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.family.SHAPE", (2, 6, 6, 64))
+    run("family", "--only", "unit", "--rounds", "2", "--out", str(tmp_path))
+    (row,) = json.loads((tmp_path / "family.json").read_text())["family"]
+    assert row["kept"]["jaxnorm"] < row["kept"]["by hand"]
+
+
 def test_memory(tmp_path):
     run("memory", "--only", "batch 256×512", "--out", str(tmp_path))
     (found,) = json.loads((tmp_path / "memory.json").read_text())["memory"].values()
     assert 1 <= found["jaxnorm"] < 1.02 < found["flax"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", family.FAMILY)
+def test_a_formula_by_hand_is_that_of_the_norm(name):
+    """And ours keeps x and vectors for the backward pass."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        _, x, params = family.data(name, (4, 14, 14, 64))
+        ours, by_hand = (jax.jit(f)(x, params)[0] for f in family.contestants(name).values())
+        np.testing.assert_allclose(ours, by_hand, rtol=2e-5, atol=2e-5)
+        _, x, params = family.data(name, (4, 14, 14, 64), "bfloat16")
+        assert family.kept(family.contestants(name)["jaxnorm"], x, params) < 1.2
 
 
 @pytest.mark.parametrize("kind", ["batch", "instance", "group", "layer", "rms"])
