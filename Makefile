@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo bench test lint suite long flax notebooks wheel oldest compilers onnx interpreters clean
+.PHONY: demo bench test lint suite long flax notebooks docs wheel oldest compilers onnx interpreters clean
 
 demo: $(VENV)/demo
 	$(RUN)/python -m jaxnorm $(ARGS)
@@ -48,6 +48,10 @@ notebooks: $(VENV)/test
 	ls notebooks/*.py | xargs -P 2 -I {} sh -c \
 		'$(RUN)/jupytext --to ipynb --execute --output results/$$(basename {} .py).ipynb {}'
 
+# The documentation site, in docs/_build; a warning is an error.
+docs: $(VENV)-docs/docs
+	$(VENV)-docs/bin/sphinx-build -q -W --keep-going -b html docs docs/_build
+
 # The wheel, in an environment that has never seen this checkout.
 wheel: $(VENV)/test
 	rm -rf dist $(VENV)-wheel
@@ -81,6 +85,11 @@ $(VENV)/%: pyproject.toml
 $(VENV)-oldest/oldest: pyproject.toml
 	test -d $(VENV)-oldest || $(PYTHON) -m venv $(VENV)-oldest
 	$(VENV)-oldest/bin/pip install --quiet --editable '.[suite]' $$($(PYTHON) .ci/oldest.py)
+	touch $@
+
+$(VENV)-docs/docs: pyproject.toml
+	test -d $(VENV)-docs || $(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/pip install --quiet --editable '.[docs]'
 	touch $@
 
 $(VENV)-onnx/onnx: pyproject.toml

@@ -45,8 +45,8 @@ def evo_norm_s0(
 
     Args:
         x: real floating point, any layout.
-        scale, bias, groups, channel_axis, batch_axis, epsilon, where, axis_name, scale_offset, dtype, implementation:
-            as for `jn.group_norm`.
+        scale, bias, groups, channel_axis, batch_axis, epsilon, where, axis_name: as for `jn.group_norm`.
+        scale_offset, dtype, implementation: as there.
         v: a vector over the channel axis, a scalar, or an array with the dimensions of `x`.
 
     Returns:
@@ -105,8 +105,9 @@ def evo_norm_b0(
 
     Args:
         x: real floating point, any layout.
-        state, scale, bias, train, channel_axis, momentum, epsilon, ddof, where, axis_name, scale_offset, dtype,
-            implementation: as for `jn.batch_norm`. The running mean is kept, and not used.
+        state, scale, bias, train, channel_axis, momentum, epsilon, ddof, where: as for `jn.batch_norm`. There is a
+            running mean, which is not used.
+        axis_name, scale_offset, dtype, implementation: as there.
         v: a vector over the channel axis, a scalar, or an array with the dimensions of `x`.
         batch_axis: one axis of examples, several, or None for a single example.
 

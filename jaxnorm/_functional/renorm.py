@@ -50,8 +50,8 @@ def batch_renorm(
 
     Args:
         x: floating point or complex, any layout.
-        state, scale, bias, train, channel_axis, momentum, epsilon, ddof, where, axis_name, scale_offset, dtype,
-            implementation: as for `jn.batch_norm`.
+        state, scale, bias, train, channel_axis, momentum, epsilon, ddof, where: as for `jn.batch_norm`.
+        axis_name, scale_offset, dtype, implementation: as there.
         r_max: the largest ratio of deviations, a number of at least 1.
         d_max: the largest distance of means in deviations, a number of at least 0.
 

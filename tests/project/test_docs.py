@@ -1,7 +1,9 @@
 """What the README and the migration page show runs, and what they claim is a test that exists."""
 
+import inspect
 import pathlib
 import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,9 @@ from flags import AS_USERS
 import jaxnorm as jn
 
 ROOT = pathlib.Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "docs"))
+from formulas import is_formula, tex  # noqa: E402
+
 README = (ROOT / "README.md").read_text()
 MIGRATION = (ROOT / "docs" / "migration.md").read_text()
 AFTER_TRAINING = (ROOT / "docs" / "after_training.md").read_text()
@@ -222,3 +227,23 @@ def test_an_activation_is_fused_into_the_norm(activation):
     norm = lambda x: jn.group_norm(x, groups=8)
     accessed = lambda f: jax.jit(f).lower(x).compile(compiler_options=AS_USERS).cost_analysis()["bytes accessed"]
     assert accessed(lambda x: activation(norm(x))) <= 1.001 * accessed(norm)
+
+
+@pytest.mark.parametrize(
+    ("formula", "want"),
+    [
+        ("y = (o + γ) x̂ + β", r"y\ =\ (o\ +\ \gamma )\ \hat{x}\ +\ \beta "),
+        ("√(⟨|x|²⟩ + ε)", r"\sqrt{\langle |x|^{2}\rangle \ +\ \varepsilon }"),
+        ("σ_B, r_max, `scale_offset`", r"\sigma _{B},\ r_{\text{max}},\ \texttt{scale\_offset}"),
+        ("(Σ |x|^p)^(1/p),    wᵢ", r"(\textstyle\sum \ |x|^p)^{1/p},\qquad w_{i}"),
+        ("mean over `axis`", r"\text{mean over}\ \texttt{axis}"),
+    ],
+)
+def test_formulas_of_docstrings(formula, want):
+    assert tex(formula) == want
+
+
+def test_every_docstring_of_a_norm_has_a_formula_that_is_set():
+    for name in ("batch_norm", "layer_norm", "RMSNorm", "EvoNormB0", "spectral_norm", "Moments"):
+        paragraphs = inspect.getdoc(getattr(jn, name)).split("\n\n")
+        assert any(is_formula(paragraph.split("\n")) for paragraph in paragraphs), name

@@ -1,9 +1,11 @@
 """The package as users meet it: a light import, the promised names, documented."""
 
 import inspect
+import pathlib
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import cases
 import oracle
@@ -14,6 +16,7 @@ import jaxnorm as jn
 from jaxnorm import _functional
 from jaxnorm._specs.base import Norm
 
+ROOT = pathlib.Path(__file__).parents[2]
 CODE = """
 import sys, jax, jaxtyping
 before = set(sys.modules)
@@ -36,7 +39,8 @@ def test_public_names():
         _ = jn.nothing
 
 
-MODULES = (jn.inspection, jn.linen, jn.nnx, jn.torch)
+LIBRARIES = ("equinox", "haiku")
+MODULES = (jn.inspection, jn.linen, jn.nnx, jn.torch, *(getattr(jn, name) for name in LIBRARIES if find_spec(name)))
 PUBLIC = {
     **{name: getattr(jn, name) for name in jn.__all__ if name not in ("inspection", "linen", "nnx", "torch")},
     **{f"{m.__name__}.{name}": getattr(m, name) for m in MODULES for name in m.__all__},
@@ -144,6 +148,16 @@ def test_signatures():
         plain = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
         bare = signature.replace(parameters=plain, return_annotation=inspect.Signature.empty)
         assert str(bare) == f"({want})"
+
+
+def test_the_reference_has_every_name():
+    """What `make docs` sets: each public name once, and no other."""
+    pages = "".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md"))
+    documented = re.findall(r"^\.\. auto(?:class|function):: (\S+)$", pages, re.MULTILINE)
+    names = {name if name.startswith("jaxnorm.") else f"jaxnorm.{name}" for name in PUBLIC if "Scaler." not in name}
+    missing = [f"jaxnorm.{name}" for name in LIBRARIES if not find_spec(name)]
+    assert len(documented) == len({*documented})
+    assert {name for name in documented if not name.startswith(tuple(missing))} == names
 
 
 def test_every_norm_is_in_the_tables_of_tests():
