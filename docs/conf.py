@@ -6,14 +6,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from formulas import set_formulas
+from formulas import add_renderer, set_formulas
 
 project = "jaxnorm"
 author = "the jaxnorm authors"
 version = release = _version("jaxnorm")
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "myst_parser", "sphinx_copybutton"]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_parser", "sphinx_copybutton"]
 exclude_patterns = ["_build"]
+html_math_renderer = "mathml"
 html_theme = "furo"  # search, a dark mode, and pages that fit a phone
 html_title = f"jaxnorm {version}"
 html_static_path = ["_static"]
@@ -31,5 +32,6 @@ suppress_warnings = ["myst.strikethrough"]
 
 
 def setup(app):
+    add_renderer(app)
     # Before napoleon, which reads the sections.
     app.connect("autodoc-process-docstring", set_formulas, priority=100)

@@ -1,4 +1,4 @@
-"""Formulas of docstrings, which are in Unicode, as formulas for MathJax."""
+"""Formulas of docstrings, which are in Unicode, as TeX, and TeX as MathML, which browsers set without a script."""
 
 import re
 
@@ -28,12 +28,12 @@ def _index(name):
 
 # What comes first in a formula, and what becomes of it; words stay words.
 _RULES = [
-    (r"``?([^`]+)``?", lambda m: rf"\texttt{{{_escaped(m[1])}}}"),
+    (r"``?([^`]+)``?", lambda m: rf"\texttt{{{m[1]}}}"),
     (r"_([A-Za-z0-9]+)", lambda m: f"_{{{_index(m[1])}}}"),
     (r"\^\(([^()]*)\)", lambda m: f"^{{{tex(m[1])}}}"),
     (
         r"(jn\.)?[A-Za-z]{2,}\w*(\.\w+)*(?:(?: |, )[A-Za-z]{2,}\b(?![_(]))*",
-        lambda m: rf"\text{{{_escaped(m[0])}}}",
+        lambda m: rf"\text{{{m[0]}}}",
     ),
     ("(\\w)\u0302", lambda m: rf"\hat{{{_SYMBOLS.get(m[1], m[1])}}}"),
     (f"[{''.join(_SUPERSCRIPTS)}]+", lambda m: f"^{{{''.join(map(_SUPERSCRIPTS.get, m[0]))}}}"),
@@ -68,10 +68,6 @@ def _closing(text, start):
     return len(text)
 
 
-def _escaped(word):
-    return word.replace("_", r"\_")
-
-
 def is_formula(paragraph):
     """Whether a paragraph of a docstring, a list of lines, is one: it has a relation, and is no sentence."""
     first, last = paragraph[0], paragraph[-1]
@@ -92,9 +88,35 @@ def set_formulas(app, what, name, obj, options, lines):
     for paragraph in "\n".join(lines).strip().split("\n\n"):
         block = paragraph.split("\n")
         if is_formula(block):
-            rows = [rf"   {tex(line.strip())} \\" for line in block]
-            out += [".. math::", "   :nowrap:", "", r"   \begin{gather*}", *rows, r"   \end{gather*}"]
+            # Each part on a line of its own: one line would not fit a phone.
+            rows = re.split(r"\s{4,}", "\n".join(block).replace("\n", " "))
+            out += [line for row in rows for line in (".. math::", "   :nowrap:", "", f"   {tex(row)}", "")]
         else:
             out += block if block[0].startswith(">>>") else map(_prose, block)
         out.append("")
     lines[:] = out
+
+
+def _visit_math(translator, node):
+    from docutils.nodes import SkipNode
+
+    translator.body.append(_mathml(node.astext(), "inline"))
+    raise SkipNode
+
+
+def _visit_displaymath(translator, node):
+    from docutils.nodes import SkipNode
+
+    translator.body.append(f'<div class="math">{_mathml(node.astext(), "block")}</div>')
+    raise SkipNode
+
+
+def _mathml(formula, display):
+    from latex2mathml.converter import convert
+
+    return convert(formula, display=display)
+
+
+def add_renderer(app):
+    """MathML as a way to set formulas: `html_math_renderer = "mathml"`."""
+    app.add_html_math_renderer("mathml", (_visit_math, None), (_visit_displaymath, None))

@@ -234,7 +234,7 @@ def test_an_activation_is_fused_into_the_norm(activation):
     [
         ("y = (o + γ) x̂ + β", r"y\ =\ (o\ +\ \gamma )\ \hat{x}\ +\ \beta "),
         ("√(⟨|x|²⟩ + ε)", r"\sqrt{\langle |x|^{2}\rangle \ +\ \varepsilon }"),
-        ("σ_B, r_max, `scale_offset`", r"\sigma _{B},\ r_{\text{max}},\ \texttt{scale\_offset}"),
+        ("σ_B, r_max, `scale_offset`", r"\sigma _{B},\ r_{\text{max}},\ \texttt{scale_offset}"),
         ("(Σ |x|^p)^(1/p),    wᵢ", r"(\textstyle\sum \ |x|^p)^{1/p},\qquad w_{i}"),
         ("mean over `axis`", r"\text{mean over}\ \texttt{axis}"),
     ],
