@@ -36,7 +36,8 @@ def in_other_words(call: Callable[P, R]) -> Callable[P, R]:
         if kwargs:
             for theirs, ours in others.items():
                 if theirs in kwargs:
-                    who = call.__qualname__.removesuffix(".__init__")
+                    who = f"{type(args[0]).__name__}.{call.__name__}" if "." in call.__qualname__ else call.__name__
+                    who = who.removesuffix(".__init__")
                     raise TypeError(f"{who} got an unexpected keyword argument {theirs!r}. Did you mean {ours}=?")
         return call(*args, **kwargs)
 

@@ -14,7 +14,7 @@ from jaxnorm._core.reduction import Reduction
 from jaxnorm._core.sharding import place_like
 from jaxnorm._core.standardize import inverse_root
 from jaxnorm._core.statistics import broadcast_stats, pooled, statistics
-from jaxnorm._functional.normalize import data_and_output, observations_and_coefficients, running_arguments
+from jaxnorm._functional.normalize import data_without_kernels, observations_and_coefficients, running_arguments
 from jaxnorm._functional.stateless import per_example
 from jaxnorm._functional.tracking import uses_batch_stats
 from jaxnorm._state.running import advance
@@ -62,8 +62,7 @@ def evo_norm_s0(
     [0.731 2.858]
     """
     who = "evo_norm_s0"
-    _checks.without_kernels(implementation, who)
-    x, output = data_and_output(_checks.data(x, who), dtype, scale_offset, who)
+    x, output = data_without_kernels(x, dtype, scale_offset, implementation, who)
     _checks.real(x, who, "a sigmoid")
     channel, positions = per_example(x, channel_axis, batch_axis, who)
     _checks.divides(groups, x.shape[channel], who)
@@ -128,8 +127,7 @@ def evo_norm_b0(
     """
     who = "evo_norm_b0"
     train = uses_batch_stats(train, state, who)
-    _checks.without_kernels(implementation, who)
-    x, output = data_and_output(_checks.data(x, who), dtype, scale_offset, who)
+    x, output = data_without_kernels(x, dtype, scale_offset, implementation, who)
     _checks.real(x, who, "a maximum")
     channel, positions = per_example(x, channel_axis, batch_axis, who)
     examples = tuple(a for a in range(x.ndim) if a != channel and a not in positions)

@@ -17,7 +17,7 @@ from jaxnorm._core.sharding import place_like
 from jaxnorm._core.standardize import standardize_by_given_stats
 from jaxnorm._core.statistics import statistics
 from jaxnorm._core.tangents import recomputing
-from jaxnorm._functional.normalize import data_and_output, observations_and_coefficients
+from jaxnorm._functional.normalize import data_without_kernels, observations_and_coefficients
 from jaxnorm._state.running import unbiased
 
 
@@ -61,9 +61,8 @@ def unit_norm(
      [0.  0. ]]
     """
     who = "unit_norm"
-    _checks.without_kernels(implementation, who)
     order = _checks.order(order, who)
-    x, output = data_and_output(_checks.data(x, who), dtype, scale_offset, who)
+    x, output = data_without_kernels(x, dtype, scale_offset, implementation, who)
     axes = _checks.axes(axis, x.ndim, f"{who}: axis")
     data, coefficients = observations_and_coefficients(x, axes, scale, bias, epsilon, where, who)
     reduction = Reduction(axes, _checks.names(axis_name, who), centered=False)
@@ -135,8 +134,7 @@ def simple_norm(
     [[2. 4.]]
     """
     who = "simple_norm"
-    _checks.without_kernels(implementation, who)
-    x, output = data_and_output(_checks.data(x, who), dtype, scale_offset, who)
+    x, output = data_without_kernels(x, dtype, scale_offset, implementation, who)
     axes = _checks.axes(axis, x.ndim, f"{who}: axis")
     data, coefficients = observations_and_coefficients(x, axes, scale, bias, epsilon, where, who)
     _checks.ddof(ddof, who)
@@ -184,8 +182,7 @@ def dynamic_tanh(
     [[-1.     0.     0.462]]
     """
     who = "dynamic_tanh"
-    _checks.without_kernels(implementation, who)
-    x, output = data_and_output(_checks.data(x, who), dtype, scale_offset, who)
+    x, output = data_without_kernels(x, dtype, scale_offset, implementation, who)
     _checks.real(x, who, "tanh")
     axes = _checks.axes(axis, x.ndim, f"{who}: axis")
     data, coefficients = observations_and_coefficients(x, axes, scale, bias, 0.0, where, who)

@@ -40,6 +40,14 @@ def data_and_output(x: Array, dtype: Any, scale_offset: Any, who: str) -> tuple[
     return x.astype(output.dtype) if too_narrow else x, output
 
 
+def data_without_kernels(
+    x: Any, dtype: Any, scale_offset: Any, implementation: str | None, who: str
+) -> tuple[Array, Output]:
+    """`x` and what y is to be, for a norm that has no kernels."""
+    _checks.without_kernels(implementation, who)
+    return data_and_output(_checks.data(x, who), dtype, scale_offset, who)
+
+
 def normalize(
     x: Array, reduction: Reduction, feature_axes: tuple[int, ...], scale: Any, bias: Any, *, epsilon: ArrayLike,
     where: Any, who: str, scale_offset: float = 0.0, dtype: Any = None, implementation: str | None = None,

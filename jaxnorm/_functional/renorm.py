@@ -13,7 +13,7 @@ from jaxnorm._core.numerics import wide_dtype, with_offset
 from jaxnorm._core.reduction import Reduction, all_but
 from jaxnorm._core.standardize import Coefficients, standardize_by_given_stats
 from jaxnorm._core.statistics import statistics
-from jaxnorm._functional.normalize import data_and_output, observations_and_coefficients, running_arguments
+from jaxnorm._functional.normalize import data_without_kernels, observations_and_coefficients, running_arguments
 from jaxnorm._functional.tracking import uses_batch_stats
 from jaxnorm._state.running import advance
 from jaxnorm._types import Accumulating, Recalibrating, RunningState
@@ -71,8 +71,7 @@ def batch_renorm(
     who = "batch_renorm"
     train = uses_batch_stats(train, state, who)
     _checks.needs_state(state, who)
-    _checks.without_kernels(implementation, who)
-    x, output = data_and_output(_checks.data(x, who), dtype, scale_offset, who)
+    x, output = data_without_kernels(x, dtype, scale_offset, implementation, who)
     channel = _checks.axis(channel_axis, x.ndim, f"{who}: channel_axis")
     reduction = Reduction(all_but(channel, x.ndim), _checks.names(axis_name, who) if train else ())
     before = state.before if isinstance(state, Accumulating) else state

@@ -15,7 +15,7 @@ from jaxnorm._core.reduction import Reduction
 from jaxnorm._core.sharding import place_like
 from jaxnorm._core.standardize import inverse_root
 from jaxnorm._core.statistics import statistics
-from jaxnorm._functional.normalize import data_and_output, observations_and_coefficients
+from jaxnorm._functional.normalize import data_without_kernels, observations_and_coefficients
 from jaxnorm._functional.stateless import per_example
 
 
@@ -63,8 +63,7 @@ def filter_response_norm(
     [1. 0.]
     """
     who = "filter_response_norm"
-    _checks.without_kernels(implementation, who)
-    x, output = data_and_output(_checks.data(x, who), dtype, scale_offset, who)
+    x, output = data_without_kernels(x, dtype, scale_offset, implementation, who)
     channel, positions = per_example(x, channel_axis, batch_axis, who)
     _checks.positions(positions, x, who)
     data, coefficients = observations_and_coefficients(x, (channel,), scale, bias, epsilon, where, who)
@@ -121,8 +120,7 @@ def global_response_norm(
       [ 8.  0.]]]
     """
     who = "global_response_norm"
-    _checks.without_kernels(implementation, who)
-    x, output = data_and_output(_checks.data(x, who), dtype, scale_offset, who)
+    x, output = data_without_kernels(x, dtype, scale_offset, implementation, who)
     channel, positions = per_example(x, channel_axis, batch_axis, who)
     data, coefficients = observations_and_coefficients(x, (channel,), scale, bias, epsilon, where, who)
     stats = statistics(Reduction(positions, _checks.names(axis_name, who), centered=False), data)
@@ -179,9 +177,8 @@ def local_response_norm(
     [[0.25 0.2  0.25]]
     """
     who = "local_response_norm"
-    _checks.without_kernels(implementation, who)
     size = _checks.window(size, who)
-    x, output = data_and_output(_checks.data(x, who), dtype, scale_offset, who)
+    x, output = data_without_kernels(x, dtype, scale_offset, implementation, who)
     channel = _checks.axis(channel_axis, x.ndim, f"{who}: channel_axis")
     data, coefficients = observations_and_coefficients(x, (channel,), scale, bias, 0.0, where, who)
     alpha, beta, k = (_checks.number(v, x, who, name) for v, name in ((alpha, "alpha"), (beta, "beta"), (k, "k")))

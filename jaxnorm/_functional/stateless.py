@@ -9,7 +9,7 @@ from jaxnorm._core.moments_about import Statistics
 from jaxnorm._core.numerics import real_dtype
 from jaxnorm._core.reduction import Reduction
 from jaxnorm._core.standardize import standardize_by_given_stats
-from jaxnorm._functional.normalize import data_and_output, normalize, observations_and_coefficients
+from jaxnorm._functional.normalize import data_without_kernels, normalize, observations_and_coefficients
 
 
 @_checks.in_other_words
@@ -242,8 +242,7 @@ def affine(
 ) -> Result:  # fmt: skip
     """No normalization: y = (o + γ) x + β."""
     who = "Identity"
-    _checks.without_kernels(implementation, who)
-    x, output = data_and_output(_checks.data(x, who), dtype, scale_offset, who)
+    x, output = data_without_kernels(x, dtype, scale_offset, implementation, who)
     channel = _checks.axis(channel_axis, x.ndim, f"{who}: channel_axis")
     data, coefficients = observations_and_coefficients(x, (channel,), scale, bias, 0.0, where, who)
     stats = Statistics(None, None, None, jnp.ones((1,) * x.ndim, real_dtype(x)))

@@ -15,7 +15,7 @@ from jaxnorm._core.numerics import real_dtype
 from jaxnorm._core.reduction import Reduction
 from jaxnorm._core.standardize import standardize_by_given_stats
 from jaxnorm._core.statistics import pooled, statistics
-from jaxnorm._functional.normalize import data_and_output, observations_and_coefficients, running_arguments
+from jaxnorm._functional.normalize import data_without_kernels, observations_and_coefficients, running_arguments
 from jaxnorm._functional.stateless import per_example
 from jaxnorm._functional.tracking import uses_batch_stats
 from jaxnorm._state.running import advance
@@ -31,8 +31,7 @@ def switchable_norm(
     """y = (o + γ) (x − Σ w μ) / √(Σ w′ σ² + ε) + β, over the statistics of instance, layer and batch norm."""
     who = "SwitchableNorm"
     train = uses_batch_stats(train, state, who)
-    _checks.without_kernels(implementation, who)
-    x, output = data_and_output(_checks.data(x, who), dtype, scale_offset, who)
+    x, output = data_without_kernels(x, dtype, scale_offset, implementation, who)
     channel, positions = per_example(x, channel_axis, batch_axis, who)
     examples = tuple(a for a in range(x.ndim) if a != channel and a not in positions)
     names = _checks.names(axis_name, who) if train else ()

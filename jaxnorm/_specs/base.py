@@ -163,8 +163,8 @@ class Norm(Value):
 
     @property
     def _tracks(self) -> bool:
-        """Whether there are running statistics."""
-        return False
+        """Whether there are running statistics: of a norm that has no verb without them, always."""
+        return not hasattr(self, "_verb")
 
     @property
     def _weighted(self) -> bool:
@@ -199,6 +199,8 @@ class Norm(Value):
         (Affine(scale=Array([1., 1.], dtype=float32), bias=None), None)
         """
         shape = _checks.normalized_shape(self, self._axes, features)
+        if (groups := getattr(self, "groups", None)) is not None:
+            _checks.divides(groups, shape[0], f"{type(self).__name__}.init")
         dtype = _checks.param_dtype(param_dtype, type(self).__name__)
         params = self._params(*(self._initial(name, shape, dtype) for name in self._params._fields))
         return params, initial(shape, dtype, self._weighted) if self._tracks else None

@@ -49,10 +49,6 @@ class BatchInstanceNorm(Norm):
     ddof: int = 0
     axis_name: Names | None = None
 
-    @property
-    def _tracks(self) -> bool:
-        return True
-
     def _initial(self, name: str, shape: tuple[int, ...], dtype: Any) -> Any:
         value = super()._initial(name, shape, dtype)
         return value.real if name == "gate" else value
@@ -91,10 +87,6 @@ class SwitchableNorm(Norm):
     ddof: int = 0
     axis_name: Names | None = None
 
-    @property
-    def _tracks(self) -> bool:
-        return True
-
     def _initial(self, name: str, shape: tuple[int, ...], dtype: Any) -> Any:
         value = super()._initial(name, (3,) if name in self._shared else shape, dtype)
         return value.real if name in self._shared else value
@@ -127,7 +119,3 @@ class BatchRenorm(Norm):
     d_max: ArrayLike = leaf(default=5.0)
     ddof: int = 0
     axis_name: Names | None = None
-
-    @property
-    def _tracks(self) -> bool:
-        return True

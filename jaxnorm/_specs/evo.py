@@ -1,8 +1,8 @@
 """The norms that evolution found."""
 
-from jaxtyping import ArrayLike, DTypeLike
+from jaxtyping import ArrayLike
 
-from jaxnorm import _checks, _functional
+from jaxnorm import _functional
 from jaxnorm._annotations import Axes, Names
 from jaxnorm._specs.base import Norm
 from jaxnorm._specs.fields import leaf
@@ -34,13 +34,6 @@ class EvoNormS0(Norm):
     batch_axis: Axes | None = 0
     epsilon: ArrayLike = leaf(default=1e-5)
     axis_name: Names | None = None
-
-    @_checks.in_other_words
-    def init(self, features: Axes, param_dtype: DTypeLike | None = None) -> tuple[EvoAffine, None]:
-        """Parameters (scale 1 − `scale_offset`, bias 0, v 1); the groups must divide the channels."""
-        (channels,) = _checks.normalized_shape(self, self._axes, features)
-        _checks.divides(self.groups, channels, "EvoNormS0.init")
-        return super().init(features, param_dtype)
 
 
 class EvoNormB0(Norm):
@@ -74,7 +67,3 @@ class EvoNormB0(Norm):
     epsilon: ArrayLike = leaf(default=1e-5)
     ddof: int = 0
     axis_name: Names | None = None
-
-    @property
-    def _tracks(self) -> bool:
-        return True

@@ -1,12 +1,11 @@
 """The norms that all others are compared with."""
 
-from jaxtyping import ArrayLike, DTypeLike
+from jaxtyping import ArrayLike
 
-from jaxnorm import _checks, _functional
+from jaxnorm import _functional
 from jaxnorm._annotations import Axes, Names
 from jaxnorm._specs.base import Norm
 from jaxnorm._specs.fields import leaf
-from jaxnorm._types import Affine
 
 
 class BatchNorm(Norm):
@@ -37,10 +36,6 @@ class BatchNorm(Norm):
     ddof: int = 0
     axis_name: Names | None = None
     virtual_batch_size: int | None = None
-
-    @property
-    def _tracks(self) -> bool:
-        return True
 
 
 class InstanceNorm(Norm):
@@ -154,13 +149,6 @@ class GroupNorm(Norm):
     batch_axis: Axes | None = 0
     epsilon: ArrayLike = leaf(default=1e-5)
     axis_name: Names | None = None
-
-    @_checks.in_other_words
-    def init(self, features: Axes, param_dtype: DTypeLike | None = None) -> tuple[Affine, None]:
-        """Parameters (scale 1 − `scale_offset`, bias 0); the groups must divide the channels."""
-        (channels,) = _checks.normalized_shape(self, self._axes, features)
-        _checks.divides(self.groups, channels, "GroupNorm.init")
-        return super().init(features, param_dtype)
 
 
 class Identity(Norm):
