@@ -1,6 +1,6 @@
 """Any spec as a Haiku module, and Haiku's batch norm made accurate; Haiku is loaded with this module, at first use."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import haiku as hk
@@ -107,32 +107,40 @@ class BatchNorm(hk.BatchNorm):
         axes = _checks.axes(axes, x.ndim, f"{who}: axis")
         kept = tuple(a for a in range(x.ndim) if a not in axes)
         shape = [x.shape[a] if a in kept else 1 for a in range(x.ndim)]
-        for name, given, learned in (("scale", scale, self.create_scale), ("offset", offset, self.create_offset)):
-            if learned and given is not None:
-                raise ValueError(f"{who}: {name} is given in the call, and create_{name}=True learns one.")
-        scale = hk.get_parameter("scale", shape, x.dtype, self.scale_init) if self.create_scale else scale
-        offset = hk.get_parameter("offset", shape, x.dtype, self.offset_init) if self.create_offset else offset
-        own = _checks.train(is_training, who) or test_local_stats
-        y, stats = self._normalize(x, axes, kept, scale, offset, own)
-        if is_training:
+        scale = self._affine("scale", scale, self.create_scale, self.scale_init, shape, x)
+        offset = self._affine("offset", offset, self.create_offset, self.offset_init, shape, x)
+        is_training = _checks.flag(is_training, who, "is_training")
+        own = is_training or test_local_stats
+        names = _checks.names(self.cross_replica_axis, who) if own else ()
+        groups = self.cross_replica_axis_index_groups
+        groups = None if groups is None else tuple(map(tuple, groups))
+        averages = self._averages(x, kept, is_training, own)
+        # Averages with a momentum of 0 are the statistics of the batch, and as they were in a channel without any.
+        y, stats = normalize_tracking(
+            x, averages, Reduction(axes, names, axis_index_groups=groups), kept, scale, offset, train=own,
+            momentum=0.0, ddof=0, epsilon=self.eps, where=None, who=who,
+        )  # fmt: skip
+        if is_training and stats is not None:
             self.mean_ema(stats.mean.reshape(shape))
             self.var_ema(stats.var.reshape(shape))
         return y
 
-    def _normalize(self, x: Array, axes: Any, kept: Any, scale: Any, offset: Any, own: bool) -> tuple[Array, Any]:
-        """y, and the statistics of the batch; where a channel has none, its averages as they were."""
-        groups = self.cross_replica_axis_index_groups
-        reduction = Reduction(axes, _checks.names(self.cross_replica_axis, "haiku.BatchNorm") if own else ())
-        reduction = reduction._replace(axis_index_groups=None if groups is None else tuple(map(tuple, groups)))
-        # Averages with a momentum of 0 are the statistics of the batch.
-        return normalize_tracking(
-            x, self._averages(x, kept), reduction, kept, scale, offset, train=own, momentum=0.0, ddof=0,
-            epsilon=self.eps, where=None, who="haiku.BatchNorm",
-        )  # fmt: skip
+    def _affine(self, name: str, given: Any, learned: bool, init: Any, shape: Sequence[int], x: Array) -> Any:
+        if not learned:
+            # It broadcasts to the data as in NumPy.
+            return given if given is None else jnp.reshape(given, (1,) * (x.ndim - jnp.ndim(given)) + jnp.shape(given))
+        if given is not None:
+            raise ValueError(f"haiku.BatchNorm: {name} is given in the call, and create_{name}=True learns one.")
+        return hk.get_parameter(name, shape, x.dtype, init)
 
-    def _averages(self, x: Array, kept: Any) -> RunningStats:
+    def _averages(self, x: Array, kept: Sequence[int], is_training: bool, own: bool) -> RunningStats:
+        """What was averaged; before there is anything, and where it is not needed, what averages begin with here."""
         vector = [x.shape[a] for a in kept]
-        if hk.running_init():
-            # What is first set is what averages begin with, as in Haiku.
+        if own and (hk.running_init() or not is_training):
             return RunningStats(jnp.zeros(vector, wide_dtype(x)), jnp.ones(vector, real_dtype(x)))
-        return RunningStats(self.mean_ema.average.reshape(vector), self.var_ema.average.reshape(vector))
+        mean, var = self.mean_ema.average.reshape(vector), self.var_ema.average.reshape(vector)
+        # Haiku's ⟨x²⟩ − ⟨x⟩² is rounded to below 0 for a constant; ε covers that.
+        stats = RunningStats(mean, jnp.where((var < 0) & (var > -self.eps), 0, var))
+        if is_training:
+            _checks.averages(stats, "haiku.BatchNorm")
+        return stats

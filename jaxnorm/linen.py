@@ -236,6 +236,9 @@ class InstanceNorm(nn.InstanceNorm):
         return _standardized(self, layout.instance_norm, x, mask)
 
 
+_DROP_INS = BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm, SpectralNorm, WeightNorm
+
+
 def patched() -> AbstractContextManager[None]:
     """Flax's names for its norms stand for ours within: for models whose code says `nn.BatchNorm`.
 
@@ -251,7 +254,7 @@ def patched() -> AbstractContextManager[None]:
     >>> print(y.round(3))
     [[-1.  1.]]
     """
-    return replaced((nn, normalization, attention), (BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm))
+    return replaced((nn, normalization, attention), _DROP_INS)
 
 
 def _standardized(module: Any, layout_of: Callable[..., Layout], x: Array, mask: Array | None) -> Array:

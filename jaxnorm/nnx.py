@@ -225,6 +225,9 @@ class InstanceNorm(WithScaleOffset, nnx.InstanceNorm):
         return _standardized(self, layout.instance_norm, x, mask)
 
 
+_DROP_INS = BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm, SpectralNorm, WeightNorm
+
+
 def patched() -> AbstractContextManager[None]:
     """Flax's names for its norms stand for ours within: for models whose code says `nnx.BatchNorm`.
 
@@ -240,7 +243,7 @@ def patched() -> AbstractContextManager[None]:
     >>> isinstance(norm, jn.nnx.BatchNorm)
     True
     """
-    return replaced((nnx, normalization, attention), (BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm))
+    return replaced((nnx, normalization, attention), _DROP_INS)
 
 
 def _standardized(module: Any, layout_of: Callable[..., Layout], x: Array, mask: Array | None) -> Array:

@@ -19,6 +19,7 @@ class SpectralNorm(nn.SpectralNorm):
     ŵ = w / σ,    σ = uᵀ W v the largest singular value, by `n_steps` of power iteration
     The layer within gives y by ŵ; its weights have shape (…, outputs). `batch_stats` has u and σ of each, written with
     `update_stats=True`. Raises ValueError where weights have more than two axes, and `error_on_non_matrix`.
+    `epsilon` has no effect: weights of 0 need none.
 
     >>> layer = jn.linen.SpectralNorm(nn.Dense(2, use_bias=False), n_steps=20)
     >>> x = jnp.eye(2)
@@ -48,7 +49,7 @@ class SpectralNorm(nn.SpectralNorm):
                 u.value, sigma.value = found
             return y
 
-        return _with_weights(self, normalized, args, kwargs, mutable=True)
+        return _with_weights(self, normalized, args, kwargs)
 
 
 class WeightNorm(nn.WeightNorm):
@@ -109,16 +110,16 @@ class StdConv(nn.Conv):
 
 def _place(layer: nn.Module, path: Any) -> str:
     """Where a weight is, as Flax's wrappers name what belongs to it."""
-    return f"{layer.name}/{jax.tree_util.keystr(path[1:], simple=True, separator='/')}"
+    # Boxes that say where a weight lies are no part of its name.
+    names = [key.key for key in path[1:] if isinstance(key, jax.tree_util.DictKey)]
+    return "/".join([str(layer.name), *names])
 
 
-def _with_weights(
-    module: Any, weights: Callable[[Any, Array], Array], args: Any, kwargs: Any, mutable: bool = False
-) -> Any:
+def _with_weights(module: Any, weights: Callable[[Any, Array], Array], args: Any, kwargs: Any) -> Any:
     """The layer within, called with other weights; its parameters stay what they are."""
     return nn.map_variables(
         lambda layer: layer(*args, **kwargs),
         trans_in_fn=lambda variables: jax.tree_util.tree_map_with_path(weights, variables),
         init=module.is_initializing(),
-        mutable=mutable,
+        mutable=True,
     )(module.layer_instance)

@@ -1,10 +1,12 @@
 """Layers of nnx whose weights are normalized before they are used; their parameters stay what they are."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
+from flax.errors import TraceContextError
 from jaxtyping import Array
 
 from jaxnorm import _checks
@@ -18,6 +20,7 @@ class SpectralNorm(nnx.SpectralNorm):
     The layer within gives y by ŵ; its weights have shape (…, outputs). `batch_stats` has u and σ of each, written in
     training or with `update_stats=True`. Raises ValueError where weights have more than two axes, and
     `error_on_non_matrix`.
+    `epsilon` has no effect: weights of 0 need none.
 
     >>> layer = nnx.Linear(2, 2, use_bias=False, rngs=nnx.Rngs(0))
     >>> layer.kernel[...] = jnp.array([[3.0, 0.0], [0.0, 1.5]])
@@ -31,15 +34,26 @@ class SpectralNorm(nnx.SpectralNorm):
         if update_stats is None:
             update_stats = not self.use_running_average
         update_stats = _checks.flag(update_stats, "SpectralNorm", "update_stats")
-        changed = {}
+        changed = []
         for path, w in nnx.to_flat_state(nnx.state(self.layer_instance, nnx.Param)):
             if not is_spectral(self, w):
                 continue
             u, sigma = (self.batch_stats[(*path, name)] for name in ("u", "sigma"))
-            changed[path], *found = spectral_weights(self, w[...], u[...])
+            weights, *found = spectral_weights(self, w[...], u[...])
+            changed.append((w, weights))
             if update_stats:
                 u[...], sigma[...] = found
-        return _with_weights(self.layer_instance, changed)(x, **kwargs)
+        with _weights(self.layer_instance, changed) as layer:
+            return layer(x, **kwargs)
+
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """For `nnx.view`.
+
+        Args:
+          use_running_average: evaluation.
+        """
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
 
 
 class WeightNorm(nnx.WeightNorm):
@@ -56,18 +70,24 @@ class WeightNorm(nnx.WeightNorm):
     [[0.6 0.8]] [[3. 4.]]
     """
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: Any, scale_init: nnx.Initializer = nnx.initializers.ones, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        if self.scales is not None:
-            self.scales = nnx.data({path: nnx.Param(scale) for path, scale in self.scales.items()})
+        self.scale_init = scale_init
+        if self.scales is None:
+            return
+        # As in Flax, no key is drawn for ones.
+        key: Any = (lambda: None) if scale_init is nnx.initializers.ones else kwargs["rngs"].params
+        scales = {path: scale_init(key(), scale.shape, self.param_dtype) for path, scale in self.scales.items()}
+        self.scales = nnx.data({path: nnx.Param(scale) for path, scale in scales.items()})
 
     def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Any:
-        changed = {}
+        changed = []
         for path, w in nnx.to_flat_state(nnx.state(self.layer_instance, nnx.Param)):
             if self.variable_filter(path, w):
                 scale = None if self.scales is None else self.scales[path][...]
-                changed[path] = weights_of_length(self, w[...], scale)
-        return _with_weights(self.layer_instance, changed)(x, *args, **kwargs)
+                changed.append((w, weights_of_length(self, w[...], scale)))
+        with _weights(self.layer_instance, changed) as layer:
+            return layer(x, *args, **kwargs)
 
 
 class StdConv(nnx.Conv):
@@ -95,18 +115,37 @@ class StdConv(nnx.Conv):
     def __call__(self, inputs: Array, *args: Any, **kwargs: Any) -> Array:
         gain = self.gain[...] if self.scaled else None
         kernel = standardized_kernel(self, self.kernel[...], gain)
-        return nnx.Conv.__call__(_with_weights(self, {("kernel",): kernel}), inputs, *args, **kwargs)
+        with _weights(self, [(self.kernel, kernel)]) as layer:
+            return nnx.Conv.__call__(layer, inputs, *args, **kwargs)
 
 
-def _with_weights(layer: Any, weights: Mapping[tuple[Any, ...], Array]) -> Any:
-    """A layer with other weights, by path, and all other variables in common with the one that is given."""
+@contextmanager
+def _weights(layer: Any, weights: Sequence[tuple[nnx.Variable, Array]]) -> Iterator[Any]:
+    """A layer whose variables have other values in the time of a call; all else that it writes stays.
+
+    Where variables may not be written, as in a function that closes over the layer, it is a copy of it.
+    """
+    before = [variable.get_value() for variable, _ in weights]
+    try:
+        for variable, value in weights:
+            variable.set_value(value)
+    except TraceContextError:
+        yield _copy(layer, {id(variable): variable.replace(value) for variable, value in weights})
+        return
+    try:
+        yield layer
+    finally:
+        for (variable, _), value in zip(weights, before, strict=True):
+            variable.set_value(value)
+
+
+def _copy(layer: Any, others: Mapping[int, nnx.Variable]) -> Any:
+    """A layer with other variables in the place of some, wherever these are, and with the rest in common."""
     copy = nnx.clone(layer, variables=False)
-    for (*path, name), value in weights.items():
-        part = copy
-        for step in path:
-            part = getattr(part, step) if isinstance(step, str) and hasattr(part, step) else part[step]
-        if isinstance(name, str) and hasattr(part, name):
-            setattr(part, name, getattr(part, name).replace(value))
-        else:
-            part[name] = part[name].replace(value)
+    for _, part in nnx.iter_graph(copy):
+        if isinstance(part, nnx.Variable):
+            continue
+        for name, value in dict(vars(part)).items() if isinstance(part, nnx.Module) else ():
+            if id(value) in others:
+                setattr(part, name, others[id(value)])
     return copy

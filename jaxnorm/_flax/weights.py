@@ -1,6 +1,6 @@
 """Norms of weights as Flax's wrappers have them: dtypes, shapes of vectors, and which weights."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
@@ -32,22 +32,20 @@ def spectral_weights(norm: Any, w: Array, u: Array) -> tuple[Array, Array, Array
 
 
 def scale_shape(norm: Any, w: Array) -> list[int]:
-    """The shape of the scale of these weights: their sizes along the feature axes, as these were given."""
-    return [w.shape[a] for a in _feature_axes(norm)]
+    """The shape of the scale of these weights: their sizes along the feature axes."""
+    return [w.shape[a] for a in _feature_axes(norm, w)]
 
 
 def weights_of_length(norm: Any, w: Array, scale: Array | None) -> Array:
     """ŵ by a scale of `scale_shape`, or without one."""
-    axes = [a % w.ndim for a in _feature_axes(norm)]
     dtype = canonicalize_dtype(w, *([] if scale is None else [scale]), dtype=norm.dtype)
-    lie = [n if a in axes else 1 for a, n in enumerate(w.shape)]
-    scale = None if scale is None else scale.reshape(lie)
-    return weight_norm(w, scale, output_axis=tuple(axes), epsilon=norm.epsilon, dtype=dtype)
+    return weight_norm(w, scale, output_axis=_feature_axes(norm, w), epsilon=norm.epsilon, dtype=dtype)
 
 
-def _feature_axes(norm: Any) -> Sequence[int]:
-    axes = norm.feature_axes
-    return () if axes is None else tuple(axes) if isinstance(axes, Sequence) else (axes,)
+def _feature_axes(norm: Any, w: Array) -> tuple[int, ...]:
+    """The feature axes in order, each once, as Flax has them."""
+    axes = () if norm.feature_axes is None else norm.feature_axes
+    return tuple(sorted({a % w.ndim for a in (axes if isinstance(axes, Iterable) else (axes,))}))
 
 
 def standardized_kernel(conv: Any, kernel: Array, gain: Array | None) -> Array:

@@ -150,3 +150,39 @@ def test_a_norm_after_it_does_not_fold():
     apply, folded, report = jn.linen.fold(Block(), variables, X)
     assert not report.folded if hasattr(report, "folded") else report
     close(apply(folded, X), Block().apply(variables, X), 1e-5)
+
+
+@pytest.mark.parametrize("axes", [(-1, 0), (1, -1), (0,)])
+def test_feature_axes_in_any_order(axes):
+    ours, theirs = (of.WeightNorm(nn.Dense(5), feature_axes=axes) for of in (jn.linen, nn))
+    x = jnp.ones((2, 4))
+    variables = theirs.init(KEY, x)
+    close(ours.apply(variables, x), theirs.apply(variables, x), 1e-6)
+
+
+@pytest.mark.parametrize("norm", ["SpectralNorm", "WeightNorm"])
+def test_boxed_kernels_have_the_same_names(norm):
+    kwargs = {"update_stats": False} if norm == "SpectralNorm" else {}
+    boxed = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model"))
+    layer = getattr(jn.linen, norm)(nn.Dense(4, kernel_init=boxed))
+    variables = layer.init(KEY, X, **kwargs)
+    close(layer.apply(nn.meta.unbox(variables), X, **kwargs), layer.apply(variables, X, **kwargs), 1e-6)
+
+
+def test_a_layer_with_a_state_within():
+    class Layer(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            y = nn.Dense(4)(x)
+            self.sow("intermediates", "y", y)
+            return jn.linen.BatchNorm(use_running_average=not train, momentum=0.5)(y)
+
+    layer = jn.linen.WeightNorm(Layer())
+    variables = layer.init(KEY, X, False)
+    _, new = layer.apply(variables, X, True, mutable=["batch_stats", "intermediates"])
+    (sown,) = new["intermediates"]["layer_instance"]["y"]
+    (stats,) = jax.tree.leaves(new["batch_stats"], is_leaf=lambda v: "mean" in v)
+    close(stats["mean"], 0.5 * sown.mean((0, 1, 2)), 1e-5)
+    exact = jn.linen.recalibrate(layer, variables, [X], train=False)
+    (stats,) = jax.tree.leaves(exact["batch_stats"], is_leaf=lambda v: "mean" in v)
+    close(stats["mean"], sown.mean((0, 1, 2)), 1e-5)

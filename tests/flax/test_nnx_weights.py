@@ -132,3 +132,71 @@ def test_a_convolution_by_standardized_weights(scaled):
     np.testing.assert_allclose((grads["kernel"][...] * kernel).sum((0, 1, 2)), 0, atol=1e-3)
     assert isinstance(layer, nnx.Conv)
     assert isinstance(theirs, nn.Conv)
+
+
+class Tied(nnx.Module):
+    """One variable in two places, and what a call changes besides."""
+
+    def __init__(self, rngs):
+        self.first = nnx.Linear(4, 4, use_bias=False, rngs=rngs)
+        self.second = nnx.Linear(4, 4, use_bias=False, rngs=rngs)
+        self.first.kernel[...] *= 10
+        self.second.kernel = self.first.kernel
+        self.mean, self.calls = nnx.BatchStat(jnp.zeros(4)), 0
+
+    def __call__(self, x):
+        self.calls += 1
+        y = self.second(self.first(x))
+        self.mean = nnx.BatchStat(y.mean(0))
+        return y
+
+
+@each
+def test_one_variable_in_several_places(norm):
+    """And all else that a layer binds in its call stays bound."""
+    ours, theirs = (getattr(of, norm)(Tied(nnx.Rngs(0)), rngs=nnx.Rngs(1)) for of in (jn.nnx, nnx))
+    x = X[:, :1] * jnp.ones((1, 4))
+    y = ours(x)
+    close(y, theirs(x), 1e-5)
+    assert ours.layer_instance.calls == 1
+    close(ours.layer_instance.mean[...], y.mean(0), 1e-6)
+
+
+class Pure(nnx.Module):
+    def __init__(self, rngs):
+        self.parts = nnx.List([nnx.Linear(4, 4, use_bias=False, rngs=rngs) for _ in range(2)])
+        self.parts[1].kernel = self.parts[0].kernel
+
+    def __call__(self, x):
+        return self.parts[1](self.parts[0](x))
+
+
+def test_closed_over_by_a_compiled_function():
+    model = wrapped("WeightNorm", Pure(nnx.Rngs(0)))
+    x = X[:, :1] * jnp.ones((1, 4))
+    close(jax.jit(lambda x: model(x))(x), model(x), 1e-6)
+
+
+def test_an_error_in_the_layer_leaves_the_weights():
+    layer = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
+    kernel = jnp.copy(layer.kernel[...])
+    with pytest.raises(TypeError, match="dot_general"):
+        wrapped("WeightNorm", layer)(jnp.ones((2, 5)))
+    np.testing.assert_array_equal(layer.kernel[...], kernel)
+
+
+def test_scales_by_initializer_and_dtype():
+    layer = nnx.Linear(3, 4, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    model = wrapped("WeightNorm", layer, param_dtype=jnp.bfloat16, scale_init=nnx.initializers.normal())
+    (scale,) = model.scales.values()
+    assert scale.dtype == jnp.bfloat16
+    assert np.abs(np.asarray(scale[...], float)).max() > 0
+    model = wrapped("WeightNorm", nnx.Linear(3, 4, rngs=nnx.Rngs(0)), feature_axes=(-1, 1))
+    assert [scale.shape for scale in model.scales.values()] == [(4,)]
+
+
+def test_a_view_evaluates():
+    model = wrapped("SpectralNorm", nnx.Linear(3, 4, rngs=nnx.Rngs(0)))
+    u = jnp.copy(model.batch_stats[("kernel", "u")][...])
+    nnx.view(model, use_running_average=True)(X)
+    np.testing.assert_array_equal(model.batch_stats[("kernel", "u")][...], u)

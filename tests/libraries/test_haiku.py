@@ -156,6 +156,49 @@ def test_where_haiku_is_wrong():
     close(average(after), average(state), 1e-6)
 
 
+def test_a_constant_that_haiku_rounded_to_below_zero():
+    """Its own average of a variance is −1e-7 then, and stays so in a checkpoint."""
+    ours, theirs = both({})
+    params, state = theirs.init(None, X, is_training=True)
+    state["batch_norm/~/var_ema"] |= {"average": jnp.full((1, 1, 1, 6), -1e-7)}
+    y, want = (net.apply(params, state, None, X, is_training=False)[0] for net in (ours, theirs))
+    np.testing.assert_allclose(y, want, rtol=2e-2)
+    state["batch_norm/~/var_ema"] |= {"average": jnp.full((1, 1, 1, 6), -1.0)}
+    assert jnp.isnan(ours.apply(params, state, None, X, is_training=False)[0]).all()
+
+
+@jax.numpy_dtype_promotion("standard")
+def test_narrow_averages_are_not_trained():
+    ours, _ = both({})
+    params, state = ours.init(None, X, is_training=True)
+    narrow = jax.tree.map(lambda v: v.astype(jnp.bfloat16) if v.ndim else v, state)
+    with pytest.raises(TypeError, match="an average stands still"):
+        ours.apply(params, narrow, None, X, is_training=True)
+    assert jnp.isfinite(ours.apply(params, narrow, None, X, is_training=False)[0]).all()
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 1), (4, 1, 1)])
+@jax.numpy_dtype_promotion("standard")
+@jax.numpy_rank_promotion("allow")
+def test_given_scales_broadcast_as_in_haiku(shape):
+    x = X[:, 0, :5, :5]
+    ours, theirs = both({"create_scale": False, "create_offset": False, "data_format": "channels_first"})
+    call = {"is_training": True, "scale": jnp.arange(1.0, 1 + np.prod(shape)).reshape(shape)}
+    params, state = theirs.init(None, x, **call)
+    close(ours.apply(params, state, None, x, **call)[0], theirs.apply(params, state, None, x, **call)[0], 2e-5)
+
+
+def test_local_statistics_alone_need_no_averages():
+    ours, theirs = both({})
+    for net in (ours, theirs):
+        params, state = net.init(None, X, is_training=False, test_local_stats=True)
+        assert not state
+        y, _ = net.apply(params, state, None, X, is_training=False, test_local_stats=True)
+        close(y, jn.batch_norm(X, None, train=True)[0], 2e-5)
+        with pytest.raises(ValueError, match="No value for 'average'"):
+            net.init(None, X, is_training=False)
+
+
 @pytest.mark.long
 @jax.numpy_dtype_promotion("standard")  # which its code needs
 def test_a_resnet_of_haiku(monkeypatch):
