@@ -75,7 +75,8 @@ class WeightNorm(nn.WeightNorm):
                 return w
             scale = None
             if self.use_scale:
-                scale = self.param(f"{name}/scale", self.scale_init, scale_shape(self, w), self.param_dtype)
+                name = _scale_name(self, path, name)
+                scale = self.param(name, self.scale_init, scale_shape(self, w), self.param_dtype)
             return weights_of_length(self, w, scale)
 
         return _with_weights(self, normalized, args, kwargs)
@@ -109,10 +110,16 @@ class StdConv(nn.Conv):
 
 
 def _place(layer: nn.Module, path: Any) -> str:
-    """Where a weight is, as Flax's wrappers name what belongs to it."""
-    # Boxes that say where a weight lies are no part of its name.
+    """Where a weight is, as Flax's wrappers name what belongs to it; a box around it is no part of that."""
     names = [key.key for key in path[1:] if isinstance(key, jax.tree_util.DictKey)]
     return "/".join([str(layer.name), *names])
+
+
+def _scale_name(norm: nn.Module, path: Any, place: str) -> str:
+    """The name of a scale: Flax has the box of a weight in it where there is one, and a checkpoint may be without."""
+    boxed = not isinstance(path[-1], jax.tree_util.DictKey)
+    names = [f"{place}/value/scale", f"{place}/scale"][:: 1 if boxed else -1]
+    return next((name for name in names if norm.has_variable("params", name)), names[0])
 
 
 def _with_weights(module: Any, weights: Callable[[Any, Array], Array], args: Any, kwargs: Any) -> Any:
