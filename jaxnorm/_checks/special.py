@@ -32,10 +32,12 @@ def order(value: Any, who: str) -> float:
     return float(value)
 
 
-def steps(value: Any, who: str) -> int:
-    """The number of steps, which the program is made for."""
+def steps(value: Any, state: Any, who: str) -> int:
+    """The number of steps, which the program is made for, from a state or without one."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
         raise ValueError(f"{who}: steps={value!r} is not an int of at least 0. It is static: 1 in training, 0 after.")
+    if value == 0 and state is None:
+        raise ValueError(f"{who}: steps=0 uses the vectors of a state, and state is None. Take that of a call before.")
     return int(value)
 
 
@@ -60,6 +62,8 @@ def needs_state(state: Any, who: str) -> None:
 
 def same_style(style: Array, content: Array, positions: Sequence[int], who: str) -> None:
     """Raises unless a style has the channels of the content, and its examples or one."""
+    if jnp.iscomplexobj(style) and not jnp.iscomplexobj(content):
+        raise TypeError(f"{who}: style has dtype {style.dtype}, and content has {content.dtype}: y would lose a part.")
     fits = style.ndim == content.ndim and all(
         a in positions or s in (n, 1) for a, (s, n) in enumerate(zip(style.shape, content.shape, strict=True))
     )
@@ -75,3 +79,16 @@ def real_number(value: Any, who: str) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real | np.number) or not math.isfinite(value):
         raise TypeError(f"{who}={value!r} is not a finite real number.")
     return float(value)
+
+
+def given(value: Any, who: str, name: str) -> Any:
+    """An argument that can't be left out."""
+    if value is None:
+        raise TypeError(f"{who}: {name} is None. It is a number, or an array that broadcasts to the data.")
+    return value
+
+
+def more_data(count: Any, ddof: int, who: str) -> None:
+    """Raises where ddof leaves no data, as far as their number is known."""
+    if isinstance(count, int) and 0 < count <= ddof:
+        raise ValueError(f"{who}: ddof={ddof} takes as much off as there are data, {count} of them.")

@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxnorm._core.moments_about import Observations
 from jaxnorm._core.numerics import MaybeArray, included, narrow, wide_dtype, with_offset
-from jaxnorm._core.standardize import Coefficients, Output
+from jaxnorm._core.standardize import Coefficients, Output, inverse_root
 from jaxnorm._core.tangents import recomputing
 
 Formula = Callable[..., Array]
@@ -57,3 +58,15 @@ def nan_if_infinite(v: Array) -> Array:
 def root(v: Array) -> Array:
     """√v, with derivative 0 where v = 0."""
     return jnp.where(v == 0, 0, jnp.sqrt(jnp.where(v == 0, 1, v)))
+
+
+@jax.custom_jvp
+def inverse_deviation(v: Array) -> Array:
+    """1/√v, as `inverse_root` has it, and a derivative in which no power overflows before the product does."""
+    return inverse_root(v)
+
+
+@inverse_deviation.defjvp
+def _inverse_deviation_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    r = inverse_deviation(*primals)
+    return r, -0.5 * r * (r * (r * tangents[0]))

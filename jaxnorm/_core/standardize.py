@@ -188,7 +188,9 @@ def _y_tangent(
     dr = times(-r / 2, times(r, times(r, plus(tangents.var, tangents.epsilon))))
     of_vectors = jnp.broadcast_shapes(r.shape, s.shape) != data.x.shape
     terms = (_terms_of_vectors if of_vectors else _terms_each)(data, stats, r, s, dr, tangents)
-    return sum_as(output.dtype, *(t for t in terms if t is not None))
+    present = [t for t in terms if t is not None]
+    # By given statistics, y does not depend on weights.
+    return sum_as(output.dtype, *present) if present else jax.lax.full_like(data.x, 0, output.dtype)
 
 
 def _terms_of_vectors(

@@ -9,10 +9,9 @@ from jaxtyping import Array, ArrayLike, DTypeLike
 
 from jaxnorm import _checks
 from jaxnorm._annotations import Axes, Data, Implementation, Names, Result
-from jaxnorm._core.maps import mapped, nan_if_infinite, root
+from jaxnorm._core.maps import inverse_deviation, mapped, nan_if_infinite, root
 from jaxnorm._core.reduction import Reduction
 from jaxnorm._core.sharding import place_like
-from jaxnorm._core.standardize import inverse_root
 from jaxnorm._core.statistics import broadcast_stats, pooled, statistics
 from jaxnorm._functional.normalize import data_without_kernels, observations_and_coefficients, running_arguments
 from jaxnorm._functional.stateless import per_example
@@ -67,14 +66,14 @@ def evo_norm_s0(
     channel, positions = per_example(x, channel_axis, batch_axis, who)
     _checks.divides(groups, x.shape[channel], who)
     data, coefficients = observations_and_coefficients(x, (channel,), scale, bias, epsilon, where, who)
-    v = place_like(_checks.affine(v, x, (channel,), who, "v"), x)
+    v = place_like(_checks.affine(_checks.given(v, who, "v"), x, (channel,), who, "v"), x)
     reduction = Reduction(positions, _checks.names(axis_name, who), groups, channel)
     stats = broadcast_stats(reduction, statistics(reduction, data), x)
     return mapped(_swish, output, data, coefficients, stats.var + coefficients.epsilon, v)
 
 
 def _swish(x: Array, affine: Any, var: Array, v: Array) -> Array:
-    return affine(x * jax.nn.sigmoid(x * v.astype(x.dtype)) * inverse_root(var))
+    return affine(x * jax.nn.sigmoid(x * v.astype(x.dtype)) * inverse_deviation(var))
 
 
 @_checks.in_other_words
@@ -135,7 +134,7 @@ def evo_norm_b0(
     reduction = Reduction((*examples, *positions), names)
     m, of_batch = running_arguments(x, where, state, reduction, (channel,), train, momentum, ddof, who)
     data, coefficients = observations_and_coefficients(x, (channel,), scale, bias, epsilon, where, who)
-    v = place_like(_checks.affine(v, x, (channel,), who, "v"), x)
+    v = place_like(_checks.affine(_checks.given(v, who, "v"), x, (channel,), who, "v"), x)
     of_examples = statistics(Reduction(positions), data)
     if train:
         # From those of the examples: x is read once.

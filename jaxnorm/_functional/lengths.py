@@ -45,11 +45,11 @@ def unit_norm(
         scale, bias, axis, where, axis_name, scale_offset, dtype: as for `jn.layer_norm`. A sum is weighted by `where`.
         order: p > 0, a static number; `math.inf` is the largest.
         epsilon: ε, a number of at least 0.
-        ddof: 1 divides by the unbiased deviation, as `timm.layers.SimpleNorm` does.
         implementation: None or "xla"; kernels are for layer and RMS norm.
 
     Returns:
-        y, with the shape of `x`. Arithmetic is in float32 at least. Where all of a vector is 0, so is its derivative.
+        y, with the shape of `x`. Arithmetic is in float32 at least, and squares have to be numbers of it: lengths
+        from about 1e-19 to 1e19. Where all of a vector is 0, so is its derivative.
 
     Raises:
         TypeError: `x` is integer or boolean. ValueError: an argument does not fit `x`. NameError: an unbound name.
@@ -123,7 +123,7 @@ def simple_norm(
         implementation: None or "xla"; kernels are for layer and RMS norm.
 
     Returns:
-        y, with the shape of `x`. Arithmetic is in float32 at least. Where all data are one number, y is the bias.
+        y, with the shape of `x`. Arithmetic is in float32 at least.
 
     Raises:
         TypeError: `x` is integer or boolean. ValueError: an argument does not fit `x`. NameError: an unbound name.
@@ -138,7 +138,9 @@ def simple_norm(
     axes = _checks.axes(axis, x.ndim, f"{who}: axis")
     data, coefficients = observations_and_coefficients(x, axes, scale, bias, epsilon, where, who)
     _checks.ddof(ddof, who)
-    stats = statistics(Reduction(axes, _checks.names(axis_name, who)), data)
+    reduction = Reduction(axes, _checks.names(axis_name, who))
+    _checks.more_data(reduction.size(x), ddof, who)
+    stats = statistics(reduction, data)
     origin = jnp.zeros((1,) * x.ndim, wide_dtype(x))
     var = unbiased(stats.count, stats.var, ddof)
     return standardize_by_given_stats(output, data, Statistics(None, origin, None, var), coefficients)
@@ -186,7 +188,7 @@ def dynamic_tanh(
     _checks.real(x, who, "tanh")
     axes = _checks.axes(axis, x.ndim, f"{who}: axis")
     data, coefficients = observations_and_coefficients(x, axes, scale, bias, 0.0, where, who)
-    alpha = place_like(_checks.affine(alpha, x, axes, who, "alpha"), x)
+    alpha = place_like(_checks.affine(_checks.given(alpha, who, "alpha"), x, axes, who, "alpha"), x)
     return mapped(_tanh, output, data, coefficients, alpha)
 
 

@@ -8,6 +8,7 @@ from jaxtyping import Array, ArrayLike, DTypeLike
 
 from jaxnorm import _checks
 from jaxnorm._annotations import Data, Implementation, Names, Result
+from jaxnorm._core.maps import nan_if_infinite, root
 from jaxnorm._core.moments_about import Statistics
 from jaxnorm._core.numerics import wide_dtype, with_offset
 from jaxnorm._core.reduction import Reduction, all_but
@@ -93,15 +94,20 @@ def _correction(
     stats: Statistics, running: Statistics, epsilon: Array, r_max: Array, d_max: Array
 ) -> tuple[Array, Array]:
     """r and d."""
-    deviation = jnp.sqrt(running.var + epsilon)
-    inverse = 1 / jnp.where(deviation == 0, 1, deviation)
-    # Beside a running deviation of 0 any other is infinitely large, but that of a constant.
-    ratio = jnp.where((deviation == 0) & (stats.var > 0), jnp.inf, jnp.sqrt(stats.var + epsilon) * inverse)
+    deviation = root(nan_if_infinite(running.var + epsilon))
+    none = deviation == 0
+    inverse = 1 / jnp.where(none, 1, deviation)
     distance = (stats.pivot - running.pivot) + stats.delta
-    size = jnp.abs(distance) * inverse
-    # A share of the distance, and not its sign: means may be complex.
-    share = inverse * jnp.where(size > d_max, d_max / jnp.where(size > d_max, size, 1), 1)
-    return jnp.clip(ratio, 1 / r_max, r_max), distance * share.astype(distance.dtype)
+    size = jnp.abs(distance)
+    # Beside a running deviation of 0 all others are infinite, up to the limits; without limits y is the bias, as in
+    # evaluation.
+    r_most, d_most = (jnp.where(jnp.isfinite(limit), limit, 0) for limit in (r_max, d_max))
+    ratio = jnp.clip(root(stats.var + epsilon) * inverse, 1 / r_max, r_max)
+    ratio = jnp.where(none, r_most, ratio)
+    length = jnp.where(none, d_most, jnp.minimum(size * inverse, d_max))
+    # In the direction of the distance, and not by its sign: means may be complex.
+    share = jnp.where(size > 0, length / jnp.where(size > 0, size, 1), jnp.where(size == 0, 0, jnp.nan))
+    return ratio, distance * share.astype(distance.dtype)
 
 
 def _corrected(coefficients: Coefficients, r: Array, d: Array, offset: float, wide: Any) -> Coefficients:

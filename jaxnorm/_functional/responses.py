@@ -9,11 +9,10 @@ from jaxtyping import Array, ArrayLike, DTypeLike
 
 from jaxnorm import _checks
 from jaxnorm._annotations import Axes, Data, Implementation, Names, Result
-from jaxnorm._core.maps import mapped, nan_if_infinite, root
+from jaxnorm._core.maps import inverse_deviation, mapped, nan_if_infinite, root
 from jaxnorm._core.numerics import masked, real_product, reciprocal, weighted
 from jaxnorm._core.reduction import Reduction
-from jaxnorm._core.sharding import place_like
-from jaxnorm._core.standardize import inverse_root
+from jaxnorm._core.sharding import gather_axis, place_like
 from jaxnorm._core.statistics import statistics
 from jaxnorm._functional.normalize import data_without_kernels, observations_and_coefficients
 from jaxnorm._functional.stateless import per_example
@@ -75,7 +74,7 @@ def filter_response_norm(
 
 
 def _filter_response(x: Array, affine: Any, mean_square: Array, threshold: Array | None) -> Array:
-    y = affine(x * inverse_root(mean_square).astype(x.dtype))
+    y = affine(x * inverse_deviation(mean_square).astype(x.dtype))
     return y if threshold is None else jnp.maximum(y, threshold.astype(y.dtype))
 
 
@@ -194,9 +193,10 @@ class _Window(NamedTuple):
     def __call__(self, x: Array, affine: Any, where: Array | None, share: Array, beta: Array, k: Array) -> Array:
         window = [self.size if a == self.channel else 1 for a in range(x.ndim)]
         padding = [((n - 1) // 2, n // 2) for n in window]
-        squares = weighted(masked(real_product(x, x), where), where)
+        # Whole along the channels: no window reaches over to another device.
+        squares = gather_axis(weighted(masked(real_product(x, x), where), where), self.channel)
         zero = np.zeros((), squares.dtype)
         total = lax.reduce_window(squares, zero, lax.add, window, [1] * x.ndim, padding)
-        base = nan_if_infinite(k + share * total)
-        # Where it is 0, so is x.
+        base = nan_if_infinite(k + share * place_like(total, x))
+        # Where it is 0, so is all that counts.
         return affine(x * (jnp.where(base == 0, 1, base) ** -beta).astype(x.dtype))

@@ -1,11 +1,13 @@
 """Instance norm by another image's statistics."""
 
-import jax.numpy as jnp
 from jaxtyping import ArrayLike, DTypeLike
 
 from jaxnorm import _checks
 from jaxnorm._annotations import Axes, Data, Implementation, Result
-from jaxnorm._functional.stateless import instance_norm, per_example
+from jaxnorm._core.maps import nan_if_infinite, root
+from jaxnorm._core.reduction import Reduction
+from jaxnorm._functional.normalize import normalize
+from jaxnorm._functional.stateless import per_example
 from jaxnorm._state.moments import moments
 
 
@@ -58,8 +60,10 @@ def adaptive_instance_norm(
     _checks.same_style(style, content, positions, who)
     of_style = moments(style, positions, where=_checks.where(style_where, style, who, "style_where"), keepdims=True)
     epsilon = _checks.number(epsilon, content, who, "epsilon")
-    scale = jnp.sqrt(of_style.var + epsilon.astype(of_style.var.dtype))
-    return instance_norm(
-        content, scale, of_style.mean, channel_axis=channel, batch_axis=batch_axis, epsilon=epsilon, where=where,
-        dtype=dtype, implementation=implementation,
+    scale = root(nan_if_infinite(of_style.var + epsilon.astype(of_style.var.dtype)))
+    _checks.positions(positions, content, who)
+    _checks.without_kernels(implementation, who)
+    return normalize(
+        content, Reduction(positions), (channel,), scale, of_style.mean, epsilon=epsilon, where=where, who=who,
+        dtype=dtype,
     )  # fmt: skip

@@ -51,7 +51,7 @@ def switchable_norm(
 
 def _shares(logits: Any, x: Array, name: str) -> Array:
     """Their softmax."""
-    logits = jnp.asarray(logits)
+    logits = jnp.asarray(_checks.given(logits, "SwitchableNorm", name))
     if logits.shape != (3,) or not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ValueError(
             f"SwitchableNorm: {name} has shape {logits.shape} and dtype {logits.dtype}. It holds 3 real numbers, for "

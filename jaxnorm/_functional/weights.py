@@ -13,12 +13,14 @@ from jaxnorm._core.maps import root
 from jaxnorm._core.moments_about import Statistics
 from jaxnorm._core.numerics import wide_dtype
 from jaxnorm._core.reduction import Reduction
+from jaxnorm._core.sharding import place_like, reshard_as
 from jaxnorm._core.standardize import Output, standardize_by_given_stats
 from jaxnorm._functional.lengths import squared_length
 from jaxnorm._functional.normalize import data_and_output, normalize, observations_and_coefficients
 from jaxnorm._types import SingularVectors
 
 
+@_checks.in_other_words
 def weight_norm(
     w: Data,
     scale: ArrayLike | None = None,
@@ -59,6 +61,7 @@ def weight_norm(
     return standardize_by_given_stats(output, data, squared_length(uncentered, data), coefficients)
 
 
+@_checks.in_other_words
 def standardize_weights(
     w: Data,
     scale: ArrayLike | None = None,
@@ -102,6 +105,7 @@ def standardize_weights(
     )  # fmt: skip
 
 
+@_checks.in_other_words
 def spectral_norm(
     w: Data,
     state: SingularVectors | None = None,
@@ -121,7 +125,8 @@ def spectral_norm(
         w: a kernel, real floating point, any layout.
         state: `SingularVectors` of the last call; None begins with a vector drawn from the normal distribution, always
             the same one. A loop that is compiled wants the state of a call before it.
-        steps: power iterations in this call, a static int: 1 in training, 0 in evaluation, a dozen to begin with.
+        steps: power iterations in this call, a static int: 1 in training, 0 in evaluation, by a state; a dozen to begin
+            with.
         output_axis: that of the layer's outputs: -1 in Flax, 0 in PyTorch; several axes; or None for all of it, which
             is a division by its length.
         epsilon: ε, a number of at least 0. With 0, too, weights of 0 stay 0.
@@ -151,7 +156,7 @@ def spectral(
     """ŵ, the new state, and σ."""
     w, output, outputs, over_inputs = _kernel(w, dtype, output_axis, who)
     _checks.real(w, who, "singular values")
-    steps = _checks.steps(steps, who)
+    steps = _checks.steps(steps, state, who)
     data, coefficients = observations_and_coefficients(w, (), None, None, epsilon, None, who)
     over_outputs = Reduction(outputs)
     _checks.singular_vectors(state, over_inputs.shape(w), over_outputs.shape(w), who)
@@ -159,7 +164,7 @@ def spectral(
     sigma = (u * over_inputs.sum(w.astype(u.dtype) * v)).sum(keepdims=True)
     y = standardize_by_given_stats(output, data, Statistics(None, None, None, sigma**2), coefficients)
     new = SingularVectors(u, v)
-    new = new if state is None else jax.tree.map(lambda new, old: new.astype(old.dtype), new, state)
+    new = new if state is None else jax.tree.map(lambda new, old: reshard_as(new.astype(old.dtype), old), new, state)
     return y, new, sigma.reshape(())
 
 
@@ -169,26 +174,27 @@ def _power_iteration(
     """The singular vectors after so many steps, in the dtype of arithmetic."""
     w = w.astype(wide_dtype(w))
 
-    def right(u: Array, old: Any) -> Array:
-        return _unit(over_outputs.sum(w * u), old)
-
     def step(_: Any, vectors: SingularVectors) -> SingularVectors:
-        v = right(vectors.u, vectors.v)
+        v = _unit(over_outputs.sum(w * vectors.u), vectors.v)
         return SingularVectors(_unit(over_inputs.sum(w * v), vectors.u), v)
 
     if state is None:
         u = jax.random.normal(jax.random.key(0), over_inputs.shape(w), w.dtype)
-        begin = SingularVectors(u, right(u, jnp.zeros(over_outputs.shape(w), w.dtype)))
-    else:
-        begin = lax.stop_gradient(jax.tree.map(lambda v: v.astype(w.dtype), state))
-    return lax.fori_loop(0, steps, step, begin)
+        v = jnp.ones(over_outputs.shape(w), w.dtype)
+        state = SingularVectors(_unit(u, u), _unit(v, v))
+    vectors = SingularVectors(*(place_like(v.astype(w.dtype), w) for v in lax.stop_gradient(state)))
+    # After a step they lie on a mesh as the kernel does, which the carry of a loop has to.
+    vectors = step(0, vectors) if steps else vectors
+    return lax.fori_loop(1, steps, step, vectors) if steps > 1 else vectors
 
 
-def _unit(v: Array, old: Any) -> Array:
+def _unit(v: Array, old: Array) -> Array:
     """v / ‖v‖, or the old vector where there is no direction: weights that are 0 or NaN change no state."""
-    length = root((v * v).sum())
-    usable = (length > 0) & jnp.isfinite(length)
-    return jnp.where(usable, v / jnp.where(usable, length, 1), old)
+    largest = jnp.abs(v).max(initial=0)
+    usable = (largest > 0) & jnp.isfinite(largest)
+    # By the largest, no square overflows, and none of all is 0.
+    v = v / jnp.where(usable, largest, 1)
+    return jnp.where(usable, v / root(jnp.where(usable, (v * v).sum(), 1)), old)
 
 
 def _kernel(w: Any, dtype: Any, output_axis: Axes | None, who: str) -> tuple[Array, Output, tuple[int, ...], Reduction]:

@@ -63,7 +63,7 @@ class Value:
                 _checks.field_flag(getattr(self, field.name), f"{type(self).__name__}: {field.name}")
         for name in self._static:
             value = _checks.several_axes(getattr(self, name))
-            value = value.item() if isinstance(value, np.integer | np.bool_) else value
+            value = value.item() if isinstance(value, np.number | np.bool_) else value
             object.__setattr__(self, name, value)
         who = type(self).__name__
         if not self._several_channel_axes:

@@ -45,6 +45,14 @@ CASES = {
     "initial alpha": (lambda: jn.DynamicTanh(initial_alpha="a"), TypeError, "initial_alpha='a' is not a finite real"),
     "kernel": (lambda: jn.simple_norm(X, implementation="pallas"), ValueError, "is for layer and RMS norm"),
     "ddof": (lambda: jn.simple_norm(X, ddof=-1), ValueError, "ddof=-1 is not an int"),
+    "ddof of all": (lambda: jn.simple_norm(X, ddof=6), ValueError, "ddof=6 takes as much off as there are data, 6"),
+    "no alpha": (lambda: jn.dynamic_tanh(X, alpha=None), TypeError, "dynamic_tanh: alpha is None"),
+    "no v": (lambda: jn.evo_norm_s0(X, v=None, groups=2), TypeError, "evo_norm_s0: v is None"),
+    "no logits": (
+        lambda: jn.SwitchableNorm().apply(jn.SwitchableAffine(), jn.SwitchableNorm().init(6)[1], X, train=True),
+        TypeError,
+        "SwitchableNorm: mean_logits is None",
+    ),
     "one position": (lambda: jn.filter_response_norm(jnp.ones((2, 6))), ValueError, "none to take statistics over"),
     "params of another": (
         lambda: jn.FilterResponseNorm().apply(jn.Affine(), None, X, train=True),

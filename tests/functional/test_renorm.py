@@ -93,9 +93,20 @@ def test_a_batch_over_devices():
     close(new.var[0], want_new.var)
 
 
-def test_a_running_variance_that_is_none_stays_visible():
-    y, _ = jn.batch_renorm(X, STATE._replace(var=STATE.var.at[2].set(-1.0)), train=True)
+@pytest.mark.parametrize("bad", [-1.0, np.nan, np.inf])
+def test_a_running_variance_that_is_none_stays_visible(bad):
+    y, _ = jn.batch_renorm(X, STATE._replace(var=STATE.var.at[2].set(bad)), train=True)
     np.testing.assert_array_equal(np.isnan(y).any(0), np.arange(6) == 2)
+
+
+def test_beside_a_running_deviation_of_zero():
+    """The limits; and without them the bias, as in evaluation."""
+    x, state = jnp.array([[1.0, 2.0], [3.0, 2.0]]), jn.RunningStats(jnp.zeros(2), jnp.zeros(2))
+    y, _ = jn.batch_renorm(x, state, train=True, epsilon=0.0, r_max=3.0, d_max=5.0)
+    np.testing.assert_allclose(y, [[2, 5], [8, 5]], rtol=1e-6)
+    for train in (True, False):
+        y, _ = jn.batch_renorm(x, state, train=train, epsilon=0.0, r_max=np.inf, d_max=np.inf)
+        np.testing.assert_array_equal(y, 0)
 
 
 @pytest.mark.long

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 from references import close, recorded, under
 
 import jaxnorm as jn
@@ -113,3 +115,25 @@ def test_globally_a_channel_of_others_devices_counts():
 
 def test_the_file_of_references_is_read():
     assert {"torch/x", "GlobalResponseNorm/dx"} <= recorded("timm_norms").keys()
+
+
+@pytest.mark.parametrize(
+    "f",
+    [lambda x: jn.filter_response_norm(x, epsilon=0.0), lambda x: jn.evo_norm_s0(x, groups=2, epsilon=0.0)],
+    ids=["filter", "evo"],
+)
+def test_tiny_data_have_finite_derivatives(f):
+    """Of the size of 1/|x|: no power of the deviation overflows on the way."""
+    dx = jax.grad(lambda x: (f(x) ** 3).sum())(1e-14 * X)
+    assert jnp.isfinite(dx).all()
+    assert 1e13 < jnp.abs(dx).max() < 1e16
+
+
+def test_windows_over_channels_on_several_devices():
+    f = lambda x: jnp.sin(jn.local_response_norm(x, size=3, alpha=1.0))
+    mesh = jax.make_mesh((2,), ("d",), devices=jax.devices()[:2], axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        x = jax.device_put(X, NamedSharding(mesh, P(None, None, None, "d")))
+        y, dx = jax.jit(f)(x), jax.jit(jax.grad(lambda x: f(x).sum()))(x)
+    close(y, f(X), 1e-6)
+    close(dx, jax.grad(lambda x: f(x).sum())(X), 1e-6)

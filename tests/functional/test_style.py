@@ -76,3 +76,25 @@ def test_errors_speak_of_the_argument():
         jn.adaptive_instance_norm(CONTENT, STYLE.astype(int))
     with pytest.raises(ValueError, match="style_where has shape"):
         jn.adaptive_instance_norm(CONTENT, STYLE, style_where=jnp.ones(3, bool))
+
+
+def test_a_style_of_one_color():
+    """Its deviation is 0, and has no derivative."""
+    style = jnp.full((1, 2, 2, 6), 3.0)
+    f = lambda style: jn.adaptive_instance_norm(CONTENT, style, epsilon=0.0)
+    np.testing.assert_array_equal(f(style), 3)
+    assert jnp.isfinite(jax.grad(lambda s: jnp.sin(f(s)).sum())(style)).all()
+
+
+def test_a_style_that_overflows_stays_visible():
+    y = jn.adaptive_instance_norm(CONTENT, STYLE.at[0, 0, 0, 2].set(1e20).at[0, 1, 0, 2].set(-1e20))
+    bad = np.zeros(y.shape, bool)
+    bad[0, ..., 2] = True
+    np.testing.assert_array_equal(np.isnan(y), bad)
+
+
+def test_errors_have_its_name():
+    with pytest.raises(ValueError, match="adaptive_instance_norm: where has shape"):
+        jn.adaptive_instance_norm(CONTENT, STYLE, where=jnp.ones((3, 4), bool))
+    with pytest.raises(TypeError, match="adaptive_instance_norm: style has dtype complex64"):
+        jn.adaptive_instance_norm(CONTENT, STYLE.astype(jnp.complex64))

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 from references import close, under
 
@@ -79,7 +81,7 @@ def test_the_largest_singular_value_becomes_one(output_axis):
 
 def test_a_state_goes_on_in_a_loop():
     """A step at a time is as many at once; compiled, the carry has shapes and dtypes that stay."""
-    _, state = jn.spectral_norm(W, steps=0)
+    _, state = jn.spectral_norm(W)
     step = lambda state, _: (jn.spectral_norm(W, state)[1], None)
     looped, _ = jax.lax.scan(step, state, length=5)
     _, at_once = jn.spectral_norm(W, state, 5)
@@ -115,6 +117,41 @@ def test_weights_without_a_direction_leave_the_state_alone(bad):
     np.testing.assert_array_equal(new.v, state.v)
 
 
+@pytest.mark.parametrize("size", [1e-15, 1e15])
+def test_singular_vectors_of_any_size(size):
+    y, state = jn.spectral_norm(size * W, steps=50)
+    np.testing.assert_allclose(y, jn.spectral_norm(W, steps=50)[0], rtol=1e-4, atol=1e-6)
+    for v in state:
+        np.testing.assert_allclose((v**2).sum(), 1, rtol=1e-6)
+
+
+def test_what_overflows_is_no_zero():
+    _, state = jn.spectral_norm(W)
+    assert jnp.isnan(jn.spectral_norm(1e25 * W)[0]).all()
+    assert jnp.isnan(jn.spectral_norm(1e25 * W, state)[0]).all()
+
+
+def test_weights_that_begin_at_zero_go_on():
+    _, state = jn.spectral_norm(jnp.zeros_like(W))
+    y, _ = jn.spectral_norm(W, state, 50)
+    np.testing.assert_allclose(np.linalg.svd(np.reshape(y, (-1, 8)), compute_uv=False)[0], 1, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_a_kernel_on_several_devices(kind):
+    want, _ = jn.spectral_norm(W, steps=3)
+    mesh = jax.make_mesh((4,), ("d",), devices=jax.devices()[:4], axis_types=(kind,))
+    with jax.set_mesh(mesh):
+        for spec in (P(None, None, "d"), P(None, None, None, "d")):
+            w = jax.device_put(W, NamedSharding(mesh, spec))
+            close(jax.jit(lambda w: jn.spectral_norm(w, steps=3)[0])(w), want)
+    many = jnp.stack([W, 2 * W, W + 1, -W])
+    mesh = jax.make_mesh((4,), ("d",), devices=jax.devices()[:4], axis_types=(AxisType.Auto,))
+    each = lambda w: jn.spectral_norm(w[0], steps=3)[0][None]
+    got = jax.jit(jax.shard_map(each, mesh=mesh, in_specs=P("d"), out_specs=P("d")))(many)
+    close(got, jnp.stack([jn.spectral_norm(w, steps=3)[0] for w in many]), 1e-5)
+
+
 @each
 @pytest.mark.long
 def test_derivatives_of_both_modes(verb):
@@ -140,6 +177,8 @@ def test_dtypes_and_vmap(verb):
         (lambda: jn.weight_norm(W, jnp.ones(4)), ValueError, r"weight_norm: scale has shape \(4,\)"),
         (lambda: jn.weight_norm(W.astype(int)), TypeError, "weight_norm: w has dtype int32"),
         (lambda: jn.standardize_weights(W, output_axis=4), ValueError, "output_axis=4 is out of range: w has 4"),
+        (lambda: jn.spectral_norm(W, steps=0), ValueError, "steps=0 uses the vectors of a state, and state is None"),
+        (lambda: jn.weight_norm(W, eps=1.0), TypeError, "Did you mean epsilon=?"),
         (lambda: jn.spectral_norm(W, steps=-1), ValueError, "steps=-1 is not an int of at least 0"),
         (lambda: jn.spectral_norm(W.astype(jnp.complex64)), TypeError, "singular values is for real numbers"),
         (lambda: jn.spectral_norm(W, jnp.ones(8)), TypeError, "not SingularVectors"),

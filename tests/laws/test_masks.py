@@ -132,3 +132,16 @@ def test_integer_weights_are_repetitions(repeats):
 def test_weights_beyond_sixteen_million_are_counted():
     where = jnp.ones((1 << 24) + 3, bool)
     assert jn.moments(jnp.zeros(where.shape), where=where).count == (1 << 24) + 4
+
+
+def test_weights_that_do_not_matter_have_a_derivative_of_zero():
+    """In evaluation and of a frozen norm; and of the largest of a vector, whatever else weighs."""
+    x = jax.random.normal(jax.random.key(0), (8, 3))
+    params, state = jn.BatchNorm().init(3)
+    for f in (
+        lambda w: jn.batch_norm(x, state, train=False, where=w)[0],
+        lambda w: jn.freeze(jn.BatchNorm()).apply(params, state, x, train=True, where=w)[0],
+        lambda w: jn.batch_renorm(x, state, train=False, where=w)[0],
+        lambda w: jn.unit_norm(x, order=np.inf, where=w),
+    ):
+        np.testing.assert_array_equal(jax.grad(lambda w, f=f: f(w).sum())(jnp.ones((8, 3))), 0)

@@ -96,3 +96,9 @@ def test_what_cannot_be_written_down():
     says(lambda: jn.from_dict({"class": "BatchNorm"}, classes=[int]), "classes=.*is not a list of subclasses")
     says(lambda: jn.FrozenNorm(spec=5), "spec=5 is not a spec")
     says(lambda: jax.jit(lambda e: jn.to_dict(jn.BatchNorm(epsilon=e)))(0.1), "epsilon=.*traced")
+
+
+def test_numbers_of_numpy_are_numbers():
+    spec = jn.UnitNorm(order=np.float64(3))
+    assert jn.from_dict(jn.to_dict(spec)) == spec == jn.UnitNorm(order=3.0)
+    assert hash(spec) == hash(jn.UnitNorm(order=3.0))
