@@ -134,7 +134,7 @@ class BatchNorm(hk.BatchNorm):
         return hk.get_parameter(name, shape, x.dtype, init)
 
     def _averages(self, x: Array, kept: Sequence[int], is_training: bool, own: bool) -> RunningStats:
-        """What was averaged; before there is anything, and where it is not needed, what averages begin with here."""
+        """The averages; before there are any, and where they are not needed, what averages begin with here."""
         vector = [x.shape[a] for a in kept]
         if own and (hk.running_init() or not is_training):
             return RunningStats(jnp.zeros(vector, wide_dtype(x)), jnp.ones(vector, real_dtype(x)))
