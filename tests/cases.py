@@ -144,6 +144,10 @@ SPECS = [
     jn.RMSNorm(),
     jn.GroupNorm(groups=2),
     jn.Identity(),
+]
+"""One spec of each norm, and of each way in which it has another state."""
+
+FAMILY = [
     jn.BatchRenorm(),
     jn.DynamicTanh(),
     jn.EvoNormB0(),
@@ -155,7 +159,9 @@ SPECS = [
     jn.SwitchableNorm(),
     jn.UnitNorm(),
 ]
-"""One spec of each norm, and of each way in which it has another state."""
+"""The same of the wider family."""
+
+EVERY_SPEC = [*SPECS, *(pytest.param(spec, marks=pytest.mark.long) for spec in FAMILY)]
 
 
 class CountingScale:

@@ -153,8 +153,8 @@ def reject_nnx_variables(trees: Any, who: str) -> None:
         *_, name, last = (None, *(getattr(key, "name", getattr(key, "key", None)) for key in path))
         if last == "value" and name in ("mean", "var"):
             raise TypeError(
-                f"{who}: running statistics are in variables of flax.nnx, or in boxes of flax.linen, which "
-                f"flax.linen.meta.unbox opens. For a model, jaxnorm.nnx has accumulate, "
+                f"{who}: running statistics are in variables of flax.nnx. For a model, jaxnorm.nnx has accumulate, "
                 f"commit and recalibrate. merge_running takes "
-                f"nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)) of each."
+                f"nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)) of each. If these are boxes of flax.linen, "
+                f"flax.linen.meta.unbox opens them."
             )

@@ -123,10 +123,20 @@ def _scale_name(norm: nn.Module, path: Any, place: str) -> str:
 
 
 def _with_weights(module: Any, weights: Callable[[Any, Array], Array], args: Any, kwargs: Any) -> Any:
-    """The layer within, called with other weights; its parameters stay what they are."""
+    """The layer within, called with other weights; its parameters stay what they are, also where they are mutable."""
+    before: Any = None
+
+    def normalized(variables: Any) -> Any:
+        nonlocal before
+        before = variables
+        return jax.tree_util.tree_map_with_path(weights, variables)
+
     return nn.map_variables(
         lambda layer: layer(*args, **kwargs),
-        trans_in_fn=lambda variables: jax.tree_util.tree_map_with_path(weights, variables),
+        "params",
+        trans_in_fn=normalized,
+        # Flax begins with normalized weights, and so do checkpoints of a start.
+        trans_out_fn=lambda variables: variables if module.is_initializing() else before,
         init=module.is_initializing(),
         mutable=True,
     )(module.layer_instance)

@@ -1,6 +1,6 @@
 """Layers of nnx whose weights are normalized before they are used; their parameters stay what they are."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -125,27 +125,32 @@ def _weights(layer: Any, weights: Sequence[tuple[nnx.Variable, Array]]) -> Itera
 
     Where variables may not be written, as in a function that closes over the layer, it is a copy of it.
     """
-    before = [variable.get_value() for variable, _ in weights]
+    before = []
     try:
         for variable, value in weights:
+            old = variable.get_value()
             variable.set_value(value)
+            before.append((variable, old))
     except TraceContextError:
-        yield _copy(layer, {id(variable): variable.replace(value) for variable, value in weights})
-        return
+        layer = _copy(layer, {id(variable): variable.replace(value) for variable, value in weights})
+        _restore(before)
+        before = []
     try:
         yield layer
     finally:
-        for (variable, _), value in zip(weights, before, strict=True):
-            variable.set_value(value)
+        _restore(before)
+
+
+def _restore(values: Iterable[tuple[nnx.Variable, Any]]) -> None:
+    for variable, value in values:
+        variable.set_value(value)
 
 
 def _copy(layer: Any, others: Mapping[int, nnx.Variable]) -> Any:
     """A layer with other variables in the place of some, wherever these are, and with the rest in common."""
     copy = nnx.clone(layer, variables=False)
-    for _, part in nnx.iter_graph(copy):
-        if isinstance(part, nnx.Variable):
-            continue
-        for name, value in dict(vars(part)).items() if isinstance(part, nnx.Module) else ():
+    for _, part in nnx.iter_modules(copy):
+        for name, value in dict(vars(part)).items():
             if id(value) in others:
                 setattr(part, name, others[id(value)])
     return copy

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxnorm as jn
 
+pytestmark = pytest.mark.long
 X = jax.random.normal(jax.random.key(0), (8, 4)) + 3
 KEY = jax.random.key(1)
 ones, twos = nn.initializers.ones, nn.initializers.constant(2.0)

@@ -11,6 +11,7 @@ from references import close
 
 import jaxnorm as jn
 
+pytestmark = pytest.mark.long
 X = jax.random.normal(jax.random.key(0), (16, 3))
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from cases import CASES, SPECS, norms, one_each
+from cases import CASES, EVERY_SPEC, norms, one_each
 from platforms import on_every_platform, programs_for
 
 import jaxnorm as jn
@@ -65,7 +65,7 @@ def test_an_offset_has_both_modes_and_second_derivatives(case):
     close(second(with_options(case, scale_offset=1.0).spec, near), second(case.spec, params), 1e-4)
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("spec", EVERY_SPEC, ids=str)
 def test_initially_offset_and_scale_are_one(spec):
     spec = dataclasses.replace(spec, use_scale=True)
     shifted = dataclasses.replace(spec, scale_offset=1.0)
@@ -78,7 +78,7 @@ def test_initially_offset_and_scale_are_one(spec):
     assert shifted != spec
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("spec", EVERY_SPEC, ids=str)
 def test_without_a_scale_the_factor_is_one(spec):
     x = jax.random.normal(KEY, (3, 5, 4))
     alone = dataclasses.replace(spec, use_scale=False)
@@ -134,7 +134,7 @@ def test_scales_of_each_position_are_kept_as_they_are(verb):
 # dtype
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("spec", EVERY_SPEC, ids=str)
 @pytest.mark.parametrize(
     ("given", "wanted"), [("bfloat16", "float32"), ("float32", "bfloat16"), ("float16", "float32")]
 )

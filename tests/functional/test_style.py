@@ -8,6 +8,7 @@ from references import close
 
 import jaxnorm as jn
 
+pytestmark = pytest.mark.long
 CONTENT = jax.random.normal(jax.random.key(0), (3, 4, 5, 6))
 STYLE = 3 * jax.random.normal(jax.random.key(1), (3, 7, 2, 6)) + jnp.arange(6.0).reshape(1, 1, 1, 6)
 POSITIONS = (1, 2)

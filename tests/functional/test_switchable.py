@@ -9,6 +9,7 @@ from references import close
 
 import jaxnorm as jn
 
+pytestmark = pytest.mark.long
 X = jax.random.normal(jax.random.key(0), (4, 5, 6)) * jnp.linspace(1, 3, 4).reshape(-1, 1, 1)
 X += jnp.arange(6.0).reshape(1, 1, 6)
 NORM = jn.SwitchableNorm()

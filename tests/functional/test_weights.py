@@ -11,6 +11,7 @@ from references import close, under
 
 import jaxnorm as jn
 
+pytestmark = pytest.mark.long
 W = jax.random.normal(jax.random.key(0), (3, 3, 4, 8))
 
 

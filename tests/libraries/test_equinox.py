@@ -12,6 +12,7 @@ import jaxnorm as jn
 
 eqx = pytest.importorskip("equinox")
 
+pytestmark = pytest.mark.long
 X = jax.random.normal(jax.random.key(0), (8, 3, 6, 5)) + 1
 
 

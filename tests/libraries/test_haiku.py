@@ -11,6 +11,7 @@ import jaxnorm as jn
 
 hk = pytest.importorskip("haiku")
 
+pytestmark = pytest.mark.long
 X = jax.random.normal(jax.random.key(0), (4, 3, 5, 6)) + 1
 
 

@@ -102,6 +102,7 @@ def test_examples_of_transformers(capsys):
         np.testing.assert_allclose(scope[name], value, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.long
 def test_examples_of_the_family(capsys):
     """Beside their formulas, in NumPy and float64."""
     scope = printing(FAMILY, capsys)
@@ -169,6 +170,7 @@ def trained(step):
     np.testing.assert_allclose(y, (np.asarray(X) - want[0]) / np.sqrt(want[1] + 1e-5), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_examples_for_haiku():
     pytest.importorskip("haiku")
     scope = run(MIGRATION, "haiku")
@@ -183,6 +185,7 @@ def test_examples_for_haiku():
     np.testing.assert_allclose(scope["y_haiku"], jn.batch_norm(scope["x"], None, train=True)[0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.long
 def test_examples_for_equinox():
     eqx = pytest.importorskip("equinox")
     scope = run(MIGRATION, "equinox")
@@ -220,6 +223,7 @@ def test_the_table_for_torch():
         np.testing.assert_allclose(y, module(given).detach().numpy(), atol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("activation", [jax.nn.silu, jax.nn.relu, jax.nn.gelu])
 def test_an_activation_is_fused_into_the_norm(activation):
     """The compiled program accesses as many bytes with it as without: docs/family.md."""

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import SPECS
+from cases import EVERY_SPEC
 
 import jaxnorm as jn
 
-every = pytest.mark.parametrize("spec", SPECS, ids=lambda s: type(s).__name__)
+every = pytest.mark.parametrize("spec", EVERY_SPEC, ids=lambda s: type(s).__name__)
 
 
 @every
@@ -60,7 +60,7 @@ def test_equality_and_hash(spec):
     assert spec != "a spec"
 
 
-@pytest.mark.parametrize("spec", [*SPECS, jn.FeatureScaler(kind="minmax")], ids=repr)
+@pytest.mark.parametrize("spec", [*EVERY_SPEC, jn.FeatureScaler(kind="minmax")], ids=repr)
 def test_copies(spec):
     assert pickle.loads(pickle.dumps(spec)) == copy.deepcopy(spec) == spec
     assert eval(repr(spec), vars(jn)) == spec

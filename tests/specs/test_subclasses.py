@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import SPECS
+from cases import EVERY_SPEC
 from flax import nnx
 
 import jaxnorm as jn
@@ -278,7 +278,7 @@ def test_a_check_of_its_own_beside_those_of_specs():
     assert jax.tree.map(lambda v: object(), Careful()).strength == 1
 
 
-@pytest.mark.parametrize("spec", [*SPECS, jn.FeatureScaler()], ids=lambda spec: type(spec).__name__)
+@pytest.mark.parametrize("spec", [*EVERY_SPEC, jn.FeatureScaler()], ids=lambda spec: type(spec).__name__)
 def test_every_spec_has_subclasses(spec):
     """With a new field of each kind they do what it does: verbs are not told of them."""
 

@@ -12,6 +12,7 @@ from references import recorded, under
 
 import jaxnorm as jn
 
+pytestmark = pytest.mark.long
 SIZES = json.loads(str(recorded("torch_decoders")["sizes"]))
 WIDTH, HEADS, HEAD = SIZES["hidden_size"], SIZES["num_attention_heads"], SIZES["head_dim"]
 GEMMA = {"norm": jn.RMSNorm(scale_offset=1.0, epsilon=1e-6), "sandwich": True, "gate": nn.gelu, "theta": 1e6}
