@@ -8,11 +8,11 @@ from jaxtyping import Array, ArrayLike, DTypeLike
 
 from jaxnorm import _checks
 from jaxnorm._annotations import Data, Implementation, Names, Result
-from jaxnorm._core.maps import nan_if_infinite, root
+from jaxnorm._core.maps import inverse_deviation, mapped, nan_if_infinite, root
 from jaxnorm._core.moments_about import Statistics
-from jaxnorm._core.numerics import wide_dtype, with_offset
+from jaxnorm._core.numerics import deviation
 from jaxnorm._core.reduction import Reduction, all_but
-from jaxnorm._core.standardize import Coefficients, standardize_by_given_stats
+from jaxnorm._core.standardize import standardize_by_given_stats
 from jaxnorm._core.statistics import statistics
 from jaxnorm._functional.normalize import data_without_kernels, observations_and_coefficients, running_arguments
 from jaxnorm._functional.tracking import uses_batch_stats
@@ -82,21 +82,27 @@ def batch_renorm(
         return standardize_by_given_stats(output, data, running, coefficients), state
     r_max, d_max = _checks.number(r_max, x, who, "r_max", least=1), _checks.number(d_max, x, who, "d_max")
     stats = statistics(reduction, data)
-    if not isinstance(state, Recalibrating):
+    if isinstance(state, Recalibrating):
+        y = standardize_by_given_stats(output, data, stats, coefficients)
+    else:
         correction = lax.stop_gradient(_correction(stats, running, coefficients.epsilon, r_max, d_max))
-        coefficients = _corrected(coefficients, *correction, output.scale_offset, wide_dtype(x))
-        output = output._replace(scale_offset=0.0)
-    y = standardize_by_given_stats(output, data, stats, coefficients)
+        var = stats.var + coefficients.epsilon
+        y = mapped(_renormed, output, data, coefficients, stats.pivot, stats.delta, var, *correction)
     return y, advance(state, lax.stop_gradient(stats), m, ddof)
+
+
+def _renormed(x: Array, affine: Any, pivot: Array, delta: Array, var: Array, r: Array, d: Array) -> Array:
+    a = (inverse_deviation(var) * r).astype(x.dtype)
+    return affine(deviation(x, pivot, delta) * a + d.astype(x.dtype))
 
 
 def _correction(
     stats: Statistics, running: Statistics, epsilon: Array, r_max: Array, d_max: Array
 ) -> tuple[Array, Array]:
     """r and d."""
-    deviation = root(nan_if_infinite(running.var + epsilon))
-    none = deviation == 0
-    inverse = 1 / jnp.where(none, 1, deviation)
+    sigma = root(nan_if_infinite(running.var + epsilon))
+    none = sigma == 0
+    inverse = 1 / jnp.where(none, 1, sigma)
     distance = (stats.pivot - running.pivot) + stats.delta
     size = jnp.abs(distance)
     # Beside a running deviation of 0 all others are infinite, up to the limits; without limits y is the bias, as in
@@ -108,11 +114,3 @@ def _correction(
     # In the direction of the distance, and not by its sign: means may be complex.
     share = jnp.where(size > 0, length / jnp.where(size > 0, size, 1), jnp.where(size == 0, 0, jnp.nan))
     return ratio, distance * share.astype(distance.dtype)
-
-
-def _corrected(coefficients: Coefficients, r: Array, d: Array, offset: float, wide: Any) -> Coefficients:
-    """The scale (o + γ) r, and the bias β + (o + γ) d."""
-    scale, bias, epsilon = coefficients
-    r, d = r.astype(wide), d.astype(wide)
-    scale = jnp.ones((), wide) if scale is None else with_offset(scale, offset, wide)
-    return Coefficients(scale * r, scale * d if bias is None else bias.astype(wide) + scale * d, epsilon)

@@ -8,6 +8,7 @@ from references import close, under
 
 import jaxnorm as jn
 
+pytestmark = pytest.mark.long
 X = jax.random.normal(jax.random.key(0), (3, 4, 5, 6))
 
 

@@ -12,6 +12,7 @@ from references import close, under
 
 import jaxnorm as jn
 
+pytestmark = pytest.mark.long
 X = jax.random.normal(jax.random.key(0), (3, 4, 6))
 ORDERS = (1, 1.5, 2, 3.5, math.inf)
 orders = pytest.mark.parametrize("order", ORDERS)

@@ -12,6 +12,7 @@ from references import close, under
 
 import jaxnorm as jn
 
+pytestmark = pytest.mark.long
 X = 2 * jax.random.normal(jax.random.key(0), (16, 6)) + 3
 STATE = jn.RunningStats(jnp.linspace(-1, 4, 6), jnp.linspace(0.5, 6, 6))
 
@@ -109,7 +110,12 @@ def test_beside_a_running_deviation_of_zero():
         np.testing.assert_array_equal(y, 0)
 
 
-@pytest.mark.long
+def test_scales_of_each_position_are_kept_as_they_are():
+    x, scale = jax.random.normal(jax.random.key(2), (2, 16, 6), jnp.bfloat16)
+    _, pull = jax.vjp(lambda x, s: jn.batch_renorm(x, STATE, s, train=True)[0], x, scale)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(pull) if leaf.shape == x.shape} == {"bfloat16"}
+
+
 def test_a_critic_without_a_target_network():
     """CrossQ (Bhatt et al. 2024): both batches of a step in one call, so that targets are normalized as what they
     are compared with. The value of a chain of states, to its definition."""

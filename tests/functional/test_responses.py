@@ -10,6 +10,7 @@ from references import close, recorded, under
 
 import jaxnorm as jn
 
+pytestmark = pytest.mark.long
 X = jax.random.normal(jax.random.key(0), (3, 4, 5, 6))
 
 
