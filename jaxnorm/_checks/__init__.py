@@ -31,14 +31,13 @@ from jaxnorm._checks.flags import field_flag, flag, ignored_flag, mode, train, t
 from jaxnorm._checks.folding import folds, layer_bias, layer_of, real_beside, unpadded
 from jaxnorm._checks.functions import runs_when_called
 from jaxnorm._checks.modules import given_twice, key, same_features, spec, spec_classes
-from jaxnorm._checks.outputs import dtype, implementation, output_dtype, scale_offset, without_kernels
+from jaxnorm._checks.outputs import dtype, implementation, output_dtype, real_number, scale_offset, without_kernels
 from jaxnorm._checks.special import (
     given,
     more_data,
     needs_state,
     order,
     real,
-    real_number,
     same_style,
     singular_vectors,
     steps,

@@ -80,14 +80,14 @@ def residual(value: Any, x: Array, who: str) -> Array:
     return value
 
 
-def _whole(value: Any, least: float = -math.inf) -> bool:
+def is_whole(value: Any, least: float = -math.inf) -> bool:
     """Whether a value is an int of at least so much."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
 
 
 def axis(value: Any, ndim: int, who: str, what: str = "x") -> int:
     """One axis, counted from 0."""
-    if not _whole(value):
+    if not is_whole(value):
         raise TypeError(f"{who}={value!r} is not an int.")
     if not -ndim <= value < ndim:
         raise ValueError(f"{who}={value} is out of range: {what} has {ndim} dimensions.")
@@ -105,7 +105,7 @@ def several_axes(value: Any) -> Any:
 
 def channel_axis(value: Any, who: str) -> None:
     """Raises unless it is a single axis, as far as that is known without data."""
-    if not _whole(value):
+    if not is_whole(value):
         raise TypeError(f"{who}: channel_axis={value!r} is not an int. Channels lie along one axis.")
 
 
@@ -232,7 +232,7 @@ def momentum(value: Any, x: Array, who: str) -> Array | None:
 
 def ddof(value: Any, who: str) -> None:
     """Raises unless ddof, which is taken off the number of data for the running variance, is an int of at least 0."""
-    if not _whole(value, 0):
+    if not is_whole(value, 0):
         raise ValueError(f"{who}: ddof={value!r} is not an int of at least 0. 0 is the biased variance, 1 PyTorch's.")
 
 
@@ -270,7 +270,7 @@ def positions(axes: Sequence[int], x: Array, who: str) -> None:
 
 def divides(groups: Any, channels: int, who: str) -> None:
     """Raises unless the groups are of equal size."""
-    if not _whole(groups, 1):
+    if not is_whole(groups, 1):
         raise ValueError(f"{who}: groups={groups!r} is not a positive int.")
     if channels % groups:
         near = [g for g in range(1, channels + 1) if channels % g == 0]
@@ -279,7 +279,7 @@ def divides(groups: Any, channels: int, who: str) -> None:
 
 def virtual_batch_size(size: Any, reduction: Reduction, x: Array, who: str) -> None:
     """Raises unless ghosts of this size make up the batch."""
-    if not _whole(size, 1):
+    if not is_whole(size, 1):
         raise ValueError(f"{who}: virtual_batch_size={size!r} is not a positive int.")
     if 0 not in reduction.axes:
         raise ValueError(

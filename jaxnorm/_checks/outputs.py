@@ -53,6 +53,11 @@ def scale_offset(value: Any, who: str) -> float:
     """The number that is added to the scale, which the program is made for."""
     if isinstance(value, Tracer):
         raise TypeError(f"{who}: scale_offset is traced, but it is a part of the program. A scale may be traced.")
+    return real_number(value, f"{who}: scale_offset", " 1.0 makes the factor 1 + scale.")
+
+
+def real_number(value: Any, who: str, hint: str = "") -> float:
+    """A finite real number, which the program is made for."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real | np.number) or not math.isfinite(value):
-        raise TypeError(f"{who}: scale_offset={value!r} is not a finite real number. 1.0 makes the factor 1 + scale.")
+        raise TypeError(f"{who}={value!r} is not a finite real number.{hint}")
     return float(value)

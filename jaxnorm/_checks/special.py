@@ -1,7 +1,5 @@
 """Messages about arguments that only some norms take."""
 
-import math
-import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxnorm._checks.arguments import is_whole
 from jaxnorm._types import SingularVectors
 
 
@@ -20,7 +19,7 @@ def real(x: Array, who: str, what: str) -> None:
 
 def window(size: Any, who: str) -> int:
     """The number of channels in a window."""
-    if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
+    if not is_whole(size, 1):
         raise ValueError(f"{who}: size={size!r} is not a positive int, the number of channels in a window.")
     return int(size)
 
@@ -34,7 +33,7 @@ def order(value: Any, who: str) -> float:
 
 def steps(value: Any, state: Any, who: str) -> int:
     """The number of steps, which the program is made for, from a state or without one."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
+    if not is_whole(value, 0):
         raise ValueError(f"{who}: steps={value!r} is not an int of at least 0. It is static: 1 in training, 0 after.")
     if value == 0 and state is None:
         raise ValueError(f"{who}: steps=0 uses the vectors of a state, and state is None. Take that of a call before.")
@@ -72,13 +71,6 @@ def same_style(style: Array, content: Array, positions: Sequence[int], who: str)
             f"{who}: style has shape {style.shape}, and content has shape {content.shape}. They may differ along "
             f"axes {tuple(positions)} of positions; elsewhere the style is as large, or 1."
         )
-
-
-def real_number(value: Any, who: str) -> float:
-    """A finite real number, which the program is made for."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real | np.number) or not math.isfinite(value):
-        raise TypeError(f"{who}={value!r} is not a finite real number.")
-    return float(value)
 
 
 def given(value: Any, who: str, name: str) -> Any:

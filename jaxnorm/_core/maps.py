@@ -50,11 +50,6 @@ def finite_padding(x: Array, where: MaybeArray) -> Array:
     return jnp.where(included(where), x, padding)
 
 
-def nan_if_infinite(v: Array) -> Array:
-    """A sum or mean of squares, and NaN where it is ∞: what is divided by it is not to be 0."""
-    return jnp.where(v < jnp.inf, v, jnp.nan)
-
-
 def root(v: Array) -> Array:
     """√v, with derivative 0 where v = 0."""
     return jnp.where(v == 0, 0, jnp.sqrt(jnp.where(v == 0, 1, v)))

@@ -48,6 +48,11 @@ def reciprocal(n: Array) -> Array:
     return 1 / jnp.where(n == 0, 1, n)
 
 
+def nan_if_infinite(v: Array) -> Array:
+    """A sum or mean of squares, and NaN where it is ∞: what is divided by it is not to be 0."""
+    return jnp.where(v < jnp.inf, v, jnp.nan)
+
+
 def with_offset(scale: Array, offset: float, dtype: Any) -> Array:
     """The factor γ + offset in the dtype of arithmetic, so that a γ near 0 keeps its digits as a parameter."""
     scale = scale.astype(dtype)

@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from jaxnorm._core.barriers import Copy, barrier_copies, by_platform, sum_as
 from jaxnorm._core.moments_about import Observations, Statistics
-from jaxnorm._core.numerics import MaybeArray, deviation, included, narrow, wide_dtype, with_offset
+from jaxnorm._core.numerics import MaybeArray, deviation, included, nan_if_infinite, narrow, wide_dtype, with_offset
 from jaxnorm._core.pivot import Expected, accurate_stats
 from jaxnorm._core.reduction import Reduction, broadcast_in_stages
 from jaxnorm._core.statistics import broadcast_stats, statistics_tangent
@@ -141,7 +141,7 @@ def _value(
 
 def inverse_root(v: Array) -> Array:
     """1/√v; 0 where v = 0, as a constant has no deviation to divide, also with ε = 0; NaN where v is no number or ∞."""
-    v = jnp.where(v < jnp.inf, v, jnp.nan)
+    v = nan_if_infinite(v)
     return jax.lax.rsqrt(jnp.where(v == 0, jnp.inf, v))
 
 

@@ -4,19 +4,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, ArrayLike, DTypeLike
 
 from jaxnorm import _checks
 from jaxnorm._annotations import Axes, Data, Implementation, Names, Result
-from jaxnorm._core.maps import inverse_deviation, mapped, nan_if_infinite, root
+from jaxnorm._core.maps import inverse_deviation, mapped, root
+from jaxnorm._core.numerics import nan_if_infinite
 from jaxnorm._core.reduction import Reduction
 from jaxnorm._core.sharding import place_like
 from jaxnorm._core.statistics import broadcast_stats, pooled, statistics
-from jaxnorm._functional.normalize import data_without_kernels, observations_and_coefficients, running_arguments
+from jaxnorm._functional.normalize import (
+    data_without_kernels,
+    observations_and_coefficients,
+    running_arguments,
+    state_after,
+)
 from jaxnorm._functional.stateless import per_example
 from jaxnorm._functional.tracking import uses_batch_stats
-from jaxnorm._state.running import advance
 from jaxnorm._types import RunningState
 
 
@@ -141,7 +145,7 @@ def evo_norm_b0(
         of_batch = pooled(Reduction(examples, names), of_examples)
     variances = of_batch.var + coefficients.epsilon, of_examples.var + coefficients.epsilon
     y = mapped(_larger_deviation, output, data, coefficients, *variances, v)
-    return y, advance(state, lax.stop_gradient(of_batch), m, ddof) if train and state is not None else state
+    return y, state_after(state, of_batch, m, ddof) if train else state
 
 
 def _larger_deviation(x: Array, affine: Any, var: Array, own: Array, v: Array) -> Array:

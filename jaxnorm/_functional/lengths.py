@@ -9,9 +9,9 @@ from jaxtyping import Array, ArrayLike, DTypeLike
 
 from jaxnorm import _checks
 from jaxnorm._annotations import Axes, Data, Implementation, Names, Result
-from jaxnorm._core.maps import finite_padding, mapped, nan_if_infinite
+from jaxnorm._core.maps import finite_padding, mapped
 from jaxnorm._core.moments_about import Observations, Statistics
-from jaxnorm._core.numerics import masked, weighted, wide_dtype
+from jaxnorm._core.numerics import masked, nan_if_infinite, weighted, wide_dtype
 from jaxnorm._core.reduction import Reduction
 from jaxnorm._core.sharding import place_like
 from jaxnorm._core.standardize import standardize_by_given_stats

@@ -153,3 +153,8 @@ def running_arguments(
         return momentum, None
     mean, var = mean_and_var(state, x, feature_axes)
     return momentum, Statistics(None, mean, None, nan_if_negative(var))
+
+
+def state_after(state: Any, stats: Statistics, momentum: Any, ddof: int) -> RunningState | None:
+    """The state after a batch of these statistics, if there is one; it has no derivative in the data."""
+    return None if state is None else advance(state, lax.stop_gradient(stats), momentum, ddof)

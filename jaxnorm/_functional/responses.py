@@ -9,8 +9,8 @@ from jaxtyping import Array, ArrayLike, DTypeLike
 
 from jaxnorm import _checks
 from jaxnorm._annotations import Axes, Data, Implementation, Names, Result
-from jaxnorm._core.maps import inverse_deviation, mapped, nan_if_infinite, root
-from jaxnorm._core.numerics import masked, real_product, reciprocal, weighted
+from jaxnorm._core.maps import inverse_deviation, mapped, root
+from jaxnorm._core.numerics import masked, nan_if_infinite, real_product, reciprocal, weighted
 from jaxnorm._core.reduction import Reduction
 from jaxnorm._core.sharding import gather_axis, place_like
 from jaxnorm._core.statistics import statistics

@@ -4,7 +4,8 @@ from jaxtyping import ArrayLike, DTypeLike
 
 from jaxnorm import _checks
 from jaxnorm._annotations import Axes, Data, Implementation, Result
-from jaxnorm._core.maps import nan_if_infinite, root
+from jaxnorm._core.maps import root
+from jaxnorm._core.numerics import nan_if_infinite
 from jaxnorm._core.reduction import Reduction
 from jaxnorm._functional.normalize import normalize
 from jaxnorm._functional.stateless import per_example

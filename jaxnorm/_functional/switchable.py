@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, ArrayLike, DTypeLike
 
 from jaxnorm import _checks
@@ -15,10 +14,14 @@ from jaxnorm._core.numerics import real_dtype
 from jaxnorm._core.reduction import Reduction
 from jaxnorm._core.standardize import standardize_by_given_stats
 from jaxnorm._core.statistics import pooled, statistics
-from jaxnorm._functional.normalize import data_without_kernels, observations_and_coefficients, running_arguments
+from jaxnorm._functional.normalize import (
+    data_without_kernels,
+    observations_and_coefficients,
+    running_arguments,
+    state_after,
+)
 from jaxnorm._functional.stateless import per_example
 from jaxnorm._functional.tracking import uses_batch_stats
-from jaxnorm._state.running import advance
 from jaxnorm._types import RunningState
 
 
@@ -46,7 +49,7 @@ def switchable_norm(
     shares = [_shares(logits, x, name) for logits, name in ((mean_logits, "mean_logits"), (var_logits, "var_logits"))]
     stats = _weighted_stats([of_instances, of_layer, of_batch], *shares)
     y = standardize_by_given_stats(output, data, stats, coefficients)
-    return y, advance(state, lax.stop_gradient(of_batch), m, ddof) if train and state is not None else state
+    return y, state_after(state, of_batch, m, ddof) if train else state
 
 
 def _shares(logits: Any, x: Array, name: str) -> Array:

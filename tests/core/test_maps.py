@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnorm._core.maps import finite_padding, mapped, nan_if_infinite, root
+from jaxnorm._core.maps import finite_padding, mapped, root
 from jaxnorm._core.moments_about import Observations
+from jaxnorm._core.numerics import nan_if_infinite
 from jaxnorm._core.standardize import Coefficients, Output
 
 X = jax.random.normal(jax.random.key(0), (4, 6), jnp.bfloat16)
