@@ -14,13 +14,9 @@ from jaxnorm._core.numerics import deviation, nan_if_infinite
 from jaxnorm._core.reduction import Reduction, all_but
 from jaxnorm._core.standardize import standardize_by_given_stats
 from jaxnorm._core.statistics import statistics
-from jaxnorm._functional.normalize import (
-    data_without_kernels,
-    observations_and_coefficients,
-    running_arguments,
-    state_after,
-)
+from jaxnorm._functional.normalize import data_without_kernels, observations_and_coefficients, running_arguments
 from jaxnorm._functional.tracking import uses_batch_stats
+from jaxnorm._state.running import advance
 from jaxnorm._types import Accumulating, Recalibrating, RunningState
 
 
@@ -92,7 +88,7 @@ def batch_renorm(
         correction = lax.stop_gradient(_correction(stats, running, coefficients.epsilon, r_max, d_max))
         var = stats.var + coefficients.epsilon
         y = mapped(_renormed, output, data, coefficients, stats.pivot, stats.delta, var, *correction)
-    return y, state_after(state, stats, m, ddof)
+    return y, advance(state, lax.stop_gradient(stats), m, ddof)
 
 
 def _renormed(x: Array, affine: Any, pivot: Array, delta: Array, var: Array, r: Array, d: Array) -> Array:
