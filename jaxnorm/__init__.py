@@ -64,7 +64,7 @@ if _TYPE_CHECKING:
     from jaxnorm import haiku as haiku
     from jaxnorm import inspection, linen, nnx, torch
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Accumulating", "Affine", "BatchInstanceNorm", "BatchNorm", "BatchRenorm", "DynamicTanh", "EvoAffine",
     "EvoNormB0", "EvoNormS0", "FeatureScaler", "FilterResponseNorm", "FrozenNorm", "GatedAffine",

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxnorm.demo.experiment import Result
+from jaxnorm.demo.model import VALUES_PER_IMAGE
 from jaxnorm.demo.options import Options, label
 
 TARGET = 0.90
@@ -41,41 +42,43 @@ def score(result: Result) -> Score:
     return Score(float(accuracies.mean()), float(accuracies.std(ddof=1)) if len(accuracies) > 1 else 0.0)
 
 
-def steps_to_target(result: Result, options: Options) -> float:
-    """The median over seeds of the steps until validation accuracy first reaches `TARGET`, at the chosen rate.
+def images_to_target(result: Result, options: Options) -> float:
+    """The median over seeds of the images until validation accuracy first reaches `TARGET`, at the chosen rate.
 
     Infinite if half of the seeds or more never get there.
     """
     reached = result.validation[:, :, result.chosen] >= TARGET
-    first = np.asarray([*options.evaluated_at, np.inf])[np.where(reached.any(0), reached.argmax(0), len(reached))]
-    return float(np.median(first))
+    steps = np.asarray([*options.evaluated_at(result.batch_size), np.inf])
+    first = steps[np.where(reached.any(0), reached.argmax(0), len(reached))]
+    return float(np.median(first * result.batch_size))
 
 
 def largest_rate(result: Result, options: Options) -> float | None:
     """The largest learning rate whose mean test accuracy is at least `TRAINS`."""
-    trains = [rate for rate, mean in zip(options.learning_rates, result.test.mean(0), strict=True) if mean >= TRAINS]
+    means = zip(options.rates(result.batch_size), result.test.mean(0), strict=True)
+    trains = [rate for rate, mean in means if mean >= TRAINS]
     return max(trains, default=None)
 
 
 def conclusion(results: Sequence[Result]) -> str:
-    """One sentence: who wins at which batch size, and what a small batch costs batch and instance norm."""
+    """Sentences: who wins at which batch size, what a small batch costs batch and instance norm, and why."""
     scores = {(result.norm, result.batch_size): score(result) for result in results}
     sizes = sorted({size for _, size in scores})
     norms = list(dict.fromkeys(norm for norm, _ in scores))
-    clauses = []
+    sentences = []
     if {"batch", "instance"} <= set(norms):
-        clauses.append(_duel(scores, sizes))
+        sentences.append(_duel(scores, sizes))
         if len(sizes) > 1:
-            clauses.append(_cost(scores, sizes))
-    if len(norms) > 1:
-        clauses.append(_leaders(scores, norms, sizes))
-    sentence = (
-        "; ".join(clauses)
-        or f"{label(norms[0])} alone reaches {max(scores.values())} % and has nothing to be compared with"
-    )
+            sentences.append(_cost(scores, sizes))
+    elif len(norms) > 1:
+        sentences.append(_leaders(scores, norms, sizes))
+    else:
+        sentences.append(f"{label(norms[0])} alone reaches {max(scores.values())} %, with nothing to compare it with")
+    if "batch" in norms:
+        sentences.append(_reason([result for result in results if result.norm == "batch"]))
     if len(results[0].test) == 1:
-        sentence = f"judging by a single seed, which leaves chance unknown, {sentence}"
-    return sentence[0].upper() + sentence[1:] + "."
+        sentences.append("a single seed leaves chance unknown")
+    return " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences)
 
 
 def _duel(scores: Scores, sizes: Sequence[int]) -> str:
@@ -94,11 +97,23 @@ def _cost(scores: Scores, sizes: Sequence[int]) -> str:
     """What the step from the largest batch to the smallest does to either."""
     batch, instance = (scores[norm, sizes[0]].minus(scores[norm, sizes[-1]]) for norm in ("batch", "instance"))
     gap = batch.minus(instance)
-    more = f"so {'batch' if gap.mean < 0 else 'instance'} norm leans on the large batch more"
-    verdict = more if gap.clear else "no sign that either leans on the large batch more"
+    more = f"{'batch' if gap.mean < 0 else 'instance'} norm needs the large batch more"
+    verdict = more if gap.clear else "neither clearly needs the large batch more"
     return (
         f"from batch size {sizes[-1]} to {sizes[0]} the accuracy of batch norm changes by {batch:+} points and that of "
-        f"instance norm by {instance:+}, {verdict}"
+        f"instance norm by {instance:+}: {verdict}"
+    )
+
+
+def _reason(results: Sequence[Result]) -> str:
+    """What the smallest and the largest batch know of the mean, in the first and in the deepest norm."""
+    ends = sorted({results[0].batch_size, results[-1].batch_size})
+    by_size = {result.batch_size: result.batch_errors for result in results}
+    first, *_, last = VALUES_PER_IMAGE
+    small, *large = (f"{by_size[size][0]:.2f} and {by_size[size][-1]:.2f} σ" for size in ends)
+    return (
+        f"at batch size {ends[0]} the mean of a batch is off by {small} in the first and the last block, where a channel "
+        f"of an image has {first} and {last} values" + "".join(f"; at {ends[1]}, by {error}" for error in large)
     )
 
 

@@ -36,12 +36,15 @@ def main(
         str | None, typer.Option(metavar="SIZES", help=_help("Batch sizes.", "batch_sizes"), show_default=False)
     ] = None,
     learning_rates: Annotated[
-        str | None, typer.Option(metavar="RATES", help=_help("Learning rates.", "learning_rates"), show_default=False)
+        str | None,
+        typer.Option(
+            metavar="RATES", help=_help("Learning rates at batch size 32.", "learning_rates"), show_default=False
+        ),
     ] = None,
     seeds: Annotated[int | None, typer.Option(help=_help("Number of seeds.", "seeds"), show_default=False)] = None,
-    steps: Annotated[
+    epochs: Annotated[
         int | None,
-        typer.Option(help=_help("Gradient steps, the same for each batch size.", "steps"), show_default=False),
+        typer.Option(help=_help("Epochs of training, the same for each batch size.", "epochs"), show_default=False),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the figure and the numbers.")] = Path("results"),
     quick: Annotated[bool, typer.Option("--quick", help="A smaller experiment, within a minute.")] = False,
@@ -57,7 +60,7 @@ def main(
             "batch_sizes": _parse("batch-sizes", batch_sizes, int),
             "learning_rates": _parse("learning-rates", learning_rates, float),
             "seeds": seeds,
-            "steps": steps,
+            "epochs": epochs,
         }
         chosen = {name: value for name, value in given.items() if value is not None}
         options = dataclasses.replace(QUICK if quick else FULL, **chosen)

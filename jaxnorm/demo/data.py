@@ -38,15 +38,16 @@ def load() -> Splits:
 def batch_order(options: Options, batch_size: int) -> Int[np.ndarray, "seeds steps batch"]:
     """Which training images make up each batch: one shuffled epoch after the other, shared by norms and learning rates.
 
-    >>> batch_order(Options(seeds=2, steps=3), 5).shape
-    (2, 3, 5)
+    >>> batch_order(Options(seeds=2, epochs=1), 128).shape
+    (2, 7, 128)
     """
-    needed = options.steps * batch_size
+    steps = options.steps(batch_size)
+    needed = steps * batch_size
     orders = []
     for seed in range(options.seeds):
         rng = np.random.default_rng(seed)
         epochs = [rng.permutation(TRAINING_IMAGES) for _ in range(-(-needed // TRAINING_IMAGES))]
-        orders.append(np.concatenate(epochs)[:needed].reshape(options.steps, batch_size))
+        orders.append(np.concatenate(epochs)[:needed].reshape(steps, batch_size))
     return np.stack(orders).astype(np.int32)
 
 

@@ -1,6 +1,6 @@
 """The experiment: each norm at each batch size, trained, validated and tested."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 
@@ -12,7 +12,7 @@ from jaxtyping import Float
 import jaxnorm as jn
 from jaxnorm.demo import training
 from jaxnorm.demo.data import Digits, Splits, batch_order
-from jaxnorm.demo.options import NORMS, VALIDATION_IMAGES, Options
+from jaxnorm.demo.options import TRAINING_IMAGES, VALIDATION_IMAGES, Options, spec_for
 
 _CHECKED_IMAGES = 16
 _TOLERANCE = 1e-3
@@ -33,6 +33,7 @@ class Result:
     Attributes:
         validation: accuracy on the validation images after `Options.evaluated_at` steps.
         test: accuracy on the test images at the end.
+        batch_errors: what `training.batch_errors` finds after training at the chosen rate.
         batch_dependence: the largest relative difference between predictions in a batch and one image at a time.
     """
 
@@ -40,12 +41,18 @@ class Result:
     batch_size: int
     validation: Float[np.ndarray, "evaluations seeds rates"]
     test: Float[np.ndarray, "seeds rates"]
+    batch_errors: Sequence[float]
     batch_dependence: float
 
     @property
     def chosen(self) -> int:
-        """The index of the learning rate that validates best, averaged over the seeds; of equals, the smallest."""
-        return int(self.validation[-1].mean(0).argmax())
+        """The index of the learning rate that validates best."""
+        return _best(self.validation[-1])
+
+
+def _best(accuracies: Float[np.ndarray, "seeds rates"]) -> int:
+    """The index of the rate with the best mean over the seeds; of equals, the smallest."""
+    return int(accuracies.mean(0).argmax())
 
 
 def run(options: Options, splits: Splits, advance: Advance) -> list[Result]:
@@ -57,8 +64,14 @@ def run(options: Options, splits: Splits, advance: Advance) -> list[Result]:
 
 def work(options: Options) -> int:
     """What a whole experiment passes to `advance`, in sum."""
-    spans = pairwise((0, *options.evaluated_at))
-    return len(options.norms) * sum(_work(stop - start, size) for start, stop in spans for size in options.batch_sizes)
+    return len(options.norms) * sum(
+        _work(stop - start, size) for size in options.batch_sizes for start, stop in _spans(options, size)
+    )
+
+
+def _spans(options: Options, batch_size: int) -> Iterable[tuple[int, int]]:
+    """The steps between evaluations: each from the first number up to the second."""
+    return pairwise((0, *options.evaluated_at(batch_size)))
 
 
 def _work(steps: int, batch_size: int) -> int:
@@ -68,11 +81,11 @@ def _work(steps: int, batch_size: int) -> int:
 
 def _result(options: Options, splits: Splits, norm: str, batch_size: int, advance: Advance) -> Result:
     """Trains, validates along the way, tests, and checks that the networks can be deployed."""
-    spec, rates = NORMS[norm], jnp.array(options.learning_rates)
-    order, validation = jnp.asarray(batch_order(options, batch_size)), []
-    runs = training.start(spec, options.seeds, rates, options.steps)
-    for start, stop in pairwise((0, *options.evaluated_at)):
-        runs = training.train(spec, runs, rates, order, jnp.array([start, stop]), splits.train, options.steps)
+    spec, rates = spec_for(norm, batch_size), jnp.array(options.rates(batch_size))
+    order, steps, validation = batch_order(options, batch_size), options.steps(batch_size), []
+    runs = training.start(spec, options.seeds, rates, steps)
+    for start, stop in _spans(options, batch_size):
+        runs = training.train(spec, runs, rates, order, jnp.array([start, stop]), splits.train, steps)
         validation.append(_accuracy(_logits(spec, runs, splits.validation.images), splits.validation))
         advance(f"{norm}, batch size {batch_size}", _work(stop - start, batch_size))
     logits = _logits(spec, runs, splits.test.images)
@@ -82,7 +95,10 @@ def _result(options: Options, splits: Splits, norm: str, batch_size: int, advanc
             f"{norm} norm, trained at batch size {batch_size}: the logits of an image alone and of the same image in a "
             f"batch differ by {difference:.1e} of the largest logit, more than {_TOLERANCE:.0e}"
         )
-    return Result(norm, batch_size, np.stack(validation), _accuracy(logits, splits.test), difference)
+    chosen = jax.tree.map(lambda leaf: leaf[:, _best(validation[-1])], runs)
+    batches = (splits.train.images[rows] for rows in order[0, : TRAINING_IMAGES // batch_size])
+    errors = training.batch_errors(spec, chosen, batches)
+    return Result(norm, batch_size, np.stack(validation), _accuracy(logits, splits.test), errors, difference)
 
 
 def _logits(spec: jn.Spec, runs: training.Run, images: Images) -> Logits:

@@ -6,14 +6,17 @@ from jaxtyping import Array, Float
 
 import jaxnorm as jn
 
-_WIDTHS_AND_STRIDES = ((16, 1), (32, 2))
+_WIDTHS_AND_STRIDES = ((16, 1), (32, 2), (64, 2))
+
+VALUES_PER_IMAGE = (64, 16, 4)
+"""How many values of a channel an image of 8 × 8 pixels has, in each block."""
 
 
 class Classifier(nn.Module):
-    """Two blocks of 3 × 3 convolution, norm and ReLU, and a linear read-out of ten digits.
+    """Three blocks of 3 × 3 convolution, norm and ReLU, and a linear read-out of ten digits.
 
     Attributes:
-        norm: the norm of both blocks.
+        norm: the norm of all blocks.
     """
 
     norm: jn.Spec

@@ -8,11 +8,9 @@ from pathlib import Path
 
 import jaxnorm as jn
 
-# A running average over about ten steps: with the default of 0.99, a run as short as these would be evaluated with
-# statistics that still remember their initial values.
 NORMS: Mapping[str, jn.Spec] = {
     "none": jn.Identity(),
-    "batch": jn.BatchNorm(momentum=0.9),
+    "batch": jn.BatchNorm(debias=True),
     "instance": jn.InstanceNorm(),
     "layer": jn.LayerNorm(axis=-1),
     "group": jn.GroupNorm(groups=4),
@@ -21,12 +19,25 @@ NORMS: Mapping[str, jn.Spec] = {
 # The rest, another 400, is the test set: of the size of the validation set, so that one compiled program serves both.
 TRAINING_IMAGES = 997
 VALIDATION_IMAGES = 400
-EVALUATE_EVERY = 10
+EVALUATIONS_PER_EPOCH = 4
+RATES_ARE_FOR = 32
 
 
 def label(norm: str) -> str:
     """The norm in words."""
     return "no norm" if norm == "none" else f"{norm} norm"
+
+
+def spec_for(norm: str, batch_size: int) -> jn.Spec:
+    """The norm, whose running averages are over about an epoch whatever the batch size.
+
+    >>> print(f"{spec_for('batch', 2).momentum:.3f}, {spec_for('batch', 128).momentum:.3f}")
+    0.998, 0.880
+    """
+    spec = NORMS[norm]
+    if isinstance(spec, jn.BatchNorm):
+        return dataclasses.replace(spec, momentum=math.exp(-batch_size / TRAINING_IMAGES))
+    return spec
 
 
 def _ascending(values: Iterable[float]) -> list[float]:
@@ -35,9 +46,10 @@ def _ascending(values: Iterable[float]) -> list[float]:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """An experiment: every norm at every batch size, each with every seed and learning rate.
+    """An experiment: every norm at every batch size, each with every seed and learning rate, for as many images.
 
-    Lists are put in order, without repetitions.
+    Learning rates are those at batch size `RATES_ARE_FOR`; at others, they are in proportion. Lists are put in order,
+    without repetitions.
 
     Raises:
         ValueError: an option names an unknown norm, or is out of range.
@@ -52,7 +64,7 @@ class Options:
     batch_sizes: tuple[int, ...] = (2, 4, 8, 32, 128)
     learning_rates: tuple[float, ...] = (0.005, 0.02, 0.08, 0.3, 1.2)
     seeds: int = 4
-    steps: int = 200
+    epochs: int = 6
 
     def __post_init__(self):
         for name, unique in (("norms", dict.fromkeys), ("batch_sizes", _ascending), ("learning_rates", _ascending)):
@@ -70,18 +82,30 @@ class Options:
         for rate in self.learning_rates:
             if not (rate > 0 and math.isfinite(rate)):
                 raise ValueError(f"--learning-rates: {rate} is not a positive number")
-        for name in ("seeds", "steps"):
+        for name in ("seeds", "epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name}: {getattr(self, name)} is less than 1")
 
-    @property
-    def evaluated_at(self) -> tuple[int, ...]:
+    def steps(self, batch_size: int) -> int:
+        """The number of gradient steps in which a run sees its images."""
+        return self.epochs * TRAINING_IMAGES // batch_size
+
+    def rates(self, batch_size: int) -> tuple[float, ...]:
+        """The learning rates at this batch size.
+
+        >>> Options(learning_rates=(0.1, 0.4)).rates(8)
+        (0.025, 0.1)
+        """
+        return tuple(rate * batch_size / RATES_ARE_FOR for rate in self.learning_rates)
+
+    def evaluated_at(self, batch_size: int) -> tuple[int, ...]:
         """The numbers of steps after which a run is evaluated; the last is the end of training.
 
-        >>> Options(steps=25).evaluated_at
-        (10, 20, 25)
+        >>> Options(epochs=1).evaluated_at(128)
+        (1, 3, 5, 7)
         """
-        return (*range(EVALUATE_EVERY, self.steps, EVALUATE_EVERY), self.steps)
+        steps, parts = self.steps(batch_size), EVALUATIONS_PER_EPOCH * self.epochs
+        return tuple(sorted({max(1, steps * part // parts) for part in range(1, parts + 1)}))
 
     @property
     def runs(self) -> int:
@@ -91,7 +115,7 @@ class Options:
 
 FULL = Options()
 QUICK = Options(
-    norms=("none", "batch", "instance"), batch_sizes=(2, 32), learning_rates=(0.02, 0.08, 0.3), seeds=3, steps=100
+    norms=("none", "batch", "instance"), batch_sizes=(2, 32), learning_rates=(0.02, 0.08, 0.3), seeds=3, epochs=2
 )
 
 

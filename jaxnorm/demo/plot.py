@@ -1,4 +1,4 @@
-"""The figure: accuracy against batch size, and against the learning rate."""
+"""The figure: accuracy and the error of a batch's mean by batch size, and accuracy by learning rate."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from jaxnorm.demo.experiment import Result
+from jaxnorm.demo.model import VALUES_PER_IMAGE
 from jaxnorm.demo.options import Options, label
 
 # The palette of Okabe & Ito, told apart by colour-blind readers; the markers serve print in grey.
@@ -22,6 +23,7 @@ _STYLES = {
     "layer": ("#009E73", "^"),
     "group": ("#CC79A7", "D"),
 }
+_BLOCKS = ("#9ECAE1", "#4292C6", "#08306B")
 _RC: Any = {
     "font.size": 11,
     "axes.titlesize": 11,
@@ -39,12 +41,17 @@ def save(path: Path, options: Options, results: Sequence[Result]) -> None:
     extremes = sorted({options.batch_sizes[0], options.batch_sizes[-1]})
     with mpl.rc_context(_RC):
         # No pyplot: it would choose a display.
-        figure = Figure(figsize=(4.2 * (1 + len(extremes)), 4.2), layout="constrained")
-        first, *others = figure.subplots(1, 1 + len(extremes))
+        with_errors = [result for result in results if result.batch_errors]
+        panels = 1 + bool(with_errors) + len(extremes)
+        columns = 2 if panels == 4 else panels
+        figure = Figure(figsize=(4.4 * columns, 3.6 * panels / columns + 0.4), layout="constrained")
+        first, *others = figure.subplots(panels // columns, columns, squeeze=False).flat
         _against_batch_size(first, options, results)
+        if with_errors:
+            _errors(others.pop(0), options, with_errors)
         for axes, size in zip(others, extremes, strict=True):
             _against_rate(axes, options, [result for result in results if result.batch_size == size])
-            axes.set_title(f"batch size {size}, all learning rates", loc="left")
+            axes.set_title(f"Batch size {size}, all learning rates", loc="left")
         handles, labels = first.get_legend_handles_labels()
         title = f"mean and range over {options.seeds} seeds"
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), title=title)
@@ -57,13 +64,25 @@ def _against_batch_size(axes: Axes, options: Options, results: Sequence[Result])
         _line(axes, norm, options.batch_sizes, np.stack(accuracies, axis=1))
     _log_axis(axes, options.batch_sizes)
     axes.set(xlabel="batch size", ylabel="test accuracy (%)")
-    axes.set_title("learning rate that validates best", loc="left")
+    axes.set_title("Accuracy at the rate that validates best", loc="left")
+
+
+def _errors(axes: Axes, options: Options, results: Sequence[Result]) -> None:
+    blocks = zip(*(result.batch_errors for result in results), strict=True)
+    for values, color, errors in zip(VALUES_PER_IMAGE, _BLOCKS, blocks, strict=True):
+        axes.loglog(options.batch_sizes, errors, "o-", color=color, markersize=5, label=f"{values} values per image")
+    _log_axis(axes, options.batch_sizes)
+    axes.set(xlabel="batch size", ylabel="off by (σ)")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_title("The mean of a batch, in three layers", loc="left")
+    axes.legend()
 
 
 def _against_rate(axes: Axes, options: Options, results: Sequence[Result]) -> None:
+    rates = options.rates(results[0].batch_size)
     for result in results:
-        _line(axes, result.norm, options.learning_rates, result.test)
-    _log_axis(axes, options.learning_rates)
+        _line(axes, result.norm, rates, result.test)
+    _log_axis(axes, rates)
     axes.set(xlabel="learning rate", ylabel="test accuracy (%)", ylim=(0, 102))
 
 
@@ -82,5 +101,5 @@ def _line(axes: Axes, norm: str, x: Sequence[float], accuracies: Float[np.ndarra
 def _log_axis(axes: Axes, ticks: Sequence[float]) -> None:
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(list(ticks)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}" if value < 100 else f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())

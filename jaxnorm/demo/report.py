@@ -17,6 +17,7 @@ from rich.table import Column, Table
 from jaxnorm.demo import analysis
 from jaxnorm.demo.data import Splits
 from jaxnorm.demo.experiment import Result
+from jaxnorm.demo.model import VALUES_PER_IMAGE
 from jaxnorm.demo.options import NORMS, Options, label
 
 _PACKAGES = ("jaxnorm", "jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
@@ -29,8 +30,8 @@ def introduce(console: Console, options: Options, splits: Splits) -> None:
         f"[bold]Batch norm or instance norm, and when?[/bold] {options.runs} small CNNs on real handwritten digits: "
         f"{len(options.norms)} norms at {len(options.batch_sizes)} batch sizes with {options.seeds} seeds and "
         f"{len(options.learning_rates)} learning rates; {train} images to train on, {validation} to choose the "
-        f"learning rate on, {test} to test on. SGD with momentum and cosine decay. Each run takes {options.steps} "
-        f"gradient steps whatever its batch size: with twice the batch it sees twice as many images."
+        f"learning rate on, {test} to test on. SGD with momentum and cosine decay. Each run sees {options.epochs} times "
+        f"all images, whatever its batch size; learning rates are in proportion to the batch size."
     )
 
 
@@ -41,17 +42,19 @@ def show(console: Console, options: Options, results: Sequence[Result]) -> None:
         "Test accuracy in %, mean ± standard deviation over seeds, at the learning rate that validates best": (
             lambda result: f"{analysis.score(result)}"
         ),
-        "That learning rate": lambda result: f"{options.learning_rates[result.chosen]:g}",
-        f"Steps until {reached} validation accuracy at that learning rate, median over seeds": (
-            lambda result: _number(_finite(analysis.steps_to_target(result, options)), f"> {options.steps}")
+        "That learning rate": lambda result: f"{options.rates(result.batch_size)[result.chosen]:.2g}",
+        f"Images until {reached} validation accuracy at that learning rate, median over seeds": (
+            lambda result: _number(_finite(analysis.images_to_target(result, options)), "never")
         ),
         f"The largest learning rate that still trains: mean test accuracy of {trains} or more": (
             lambda result: _number(analysis.largest_rate(result, options), "none")
         ),
     }
     for title, cell in tables.items():
-        console.print(f"\n[bold]{title}[/bold]", highlight=False)
-        console.print(_table(options, results, cell))
+        _print_table(console, title, options, _by_norm(options, results, cell))
+    if errors := _by_block(results):
+        title = "How far the mean of a batch is from that of all training images, in σ, in networks with batch norm"
+        _print_table(console, title, options, errors)
     difference = max(result.batch_dependence for result in results)
     console.print(
         f"\nIn deployment: images predicted one at a time get the logits that they get in a batch, to within "
@@ -70,7 +73,6 @@ def save(path: Path, options: Options, results: Sequence[Result], seconds: float
     content = {
         "options": dataclasses.asdict(options),
         "norms": {name: repr(NORMS[name]) for name in options.norms},
-        "evaluated_at": options.evaluated_at,
         "results": [_entry(options, result) for result in results],
         "conclusion": analysis.conclusion(results),
         "seconds": round(seconds, 1),
@@ -85,18 +87,37 @@ def _entry(options: Options, result: Result) -> dict[str, Any]:
     return {
         "norm": result.norm,
         "batch_size": result.batch_size,
-        "learning_rate": options.learning_rates[result.chosen],
+        "learning_rate": options.rates(result.batch_size)[result.chosen],
+        "evaluated_at": options.evaluated_at(result.batch_size),
         "test_accuracy": {"mean": mean, "std": std},
-        "steps_to_target": _finite(analysis.steps_to_target(result, options)),
+        "images_to_target": _finite(analysis.images_to_target(result, options)),
         "largest_learning_rate": analysis.largest_rate(result, options),
+        "batch_errors": result.batch_errors,
         "batch_dependence": result.batch_dependence,
         "test": result.test.tolist(),
         "validation": result.validation.tolist(),
     }
 
 
-def _table(options: Options, results: Sequence[Result], cell: Callable[[Result], str]) -> Table:
-    """Norms down, batch sizes across."""
+Rows = dict[str, list[str]]
+
+
+def _by_norm(options: Options, results: Sequence[Result], cell: Callable[[Result], str]) -> Rows:
+    cells = {(result.norm, result.batch_size): cell(result) for result in results}
+    return {label(norm): [cells[norm, size] for size in options.batch_sizes] for norm in options.norms}
+
+
+def _by_block(results: Sequence[Result]) -> Rows:
+    blocks = zip(*(result.batch_errors for result in results if result.batch_errors), strict=True)
+    return {
+        f"block {i}, {values} values": [f"{error:.2f}" for error in errors]
+        for i, (values, errors) in enumerate(zip(VALUES_PER_IMAGE, blocks, strict=False), 1)
+    }
+
+
+def _print_table(console: Console, title: str, options: Options, rows: Rows) -> None:
+    """Rows down, batch sizes across."""
+    console.print(f"\n[bold]{title}[/bold]", highlight=False)
     table = Table(
         Column("batch size", no_wrap=True),
         *(Column(str(size), justify="right") for size in options.batch_sizes),
@@ -104,10 +125,9 @@ def _table(options: Options, results: Sequence[Result], cell: Callable[[Result],
         show_edge=False,
         pad_edge=False,
     )
-    cells = {(result.norm, result.batch_size): cell(result) for result in results}
-    for norm in options.norms:
-        table.add_row(label(norm), *(cells[norm, size] for size in options.batch_sizes))
-    return table
+    for name, cells in rows.items():
+        table.add_row(name, *cells)
+    console.print(table)
 
 
 def _finite(value: float) -> float | None:

@@ -1,10 +1,12 @@
 """The compiled programs: every seed and learning rate of one norm and batch size, trained and evaluated at once."""
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
@@ -66,6 +68,24 @@ def predict(spec: jn.Spec, runs: Run, images: Float[ArrayLike, "n 8 8 1"]) -> Fl
         return Classifier(spec).apply({"params": run.params, "batch_stats": run.batch_stats}, images, train=False)
 
     return jax.vmap(jax.vmap(one))(runs)
+
+
+def batch_errors(spec: jn.Spec, runs: Run, batches: Iterable[Float[np.ndarray, "batch 8 8 1"]]) -> list[float]:
+    """How far the mean of a batch is from that of all batches, block by block; nothing without running statistics.
+
+    √⟨(μ_b − μ)² / σ²⟩ over the batches and channels of the runs, of which the leaves lead with (seeds,).
+    """
+
+    def step(batch_stats, images):
+        def one(params, batch_stats) -> Any:
+            variables = {"params": params, "batch_stats": batch_stats}
+            return Classifier(spec).apply(variables, images, train=False, mutable="batch_stats")[1]["batch_stats"]
+
+        return jax.vmap(one)(runs.params, batch_stats)
+
+    found = jn.inspect(step, runs.batch_stats, batches) if runs.batch_stats else {}
+    # A channel that is constant has no σ, and its error is NaN.
+    return [float(np.sqrt(np.nanmean(np.square(found[place].batch_mean_error)))) for place in sorted(found)]
 
 
 @jax.jit
