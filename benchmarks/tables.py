@@ -49,10 +49,10 @@ def speed(out, only, rounds, malloc):
             data.append(_times(row))
             rows += _lines(data[-1])
             done(case.name)
-    columns = ["case", "pass", "flax, ms", "goal", "jaxnorm", "[quartiles]", *measure.OTHERS, measure.FLOOR]
+    columns = ["case", "pass", "flax, ms", "jaxnorm", "[quartiles]", *measure.OTHERS, measure.FLOOR]
     note = (
         f"Ratios of medians over {rounds} interleaved rounds to Flax with its default variance (Haiku where marked *). "
-        "Quartiles are of the\nratios within a round. A goal is for jaxnorm; the floor is x + 1, and x + g besides."
+        "Quartiles are of the\nratios within a round. The floor is x + 1, and x + g besides."
     )
     title, chart = f"Time over that of Flax, {malloc} malloc", out / f"speed-{malloc}.png"
     _show(console, out, f"speed-{malloc}", title, note, columns, rows, data)
@@ -84,7 +84,6 @@ def _lines(row):
             row["case"] if name == "forward" else "",
             words,
             f"{found['ms']:.2f}{star}",
-            _number(found["goal"]),
             _number(found["ratios"]["jaxnorm"]),
             f"[{low:.2f}, {high:.2f}]",
             *(_number(found["ratios"].get(library)) for library in (*OTHERS, FLOOR)),

@@ -9,19 +9,19 @@ sys.path.insert(0, str(Path(__file__).parent))
 from formulas import add_renderer, set_formulas
 
 project = "jaxnorm"
-author = "the jaxnorm authors"
+author = copyright = "the jaxnorm authors"
 version = release = _version("jaxnorm")
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_parser", "sphinx_copybutton"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "render.py"]
 html_math_renderer = "mathml"
 html_theme = "furo"  # search, a dark mode, and pages that fit a phone
 html_title = f"jaxnorm {version}"
 html_static_path = ["_static"]
-html_css_files = ["formulas.css"]
+html_css_files = ["pages.css"]
 
 myst_heading_anchors = 3
-myst_enable_extensions = ["colon_fence"]
+myst_enable_extensions = ["colon_fence", "dollarmath"]
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 napoleon_use_ivar = True

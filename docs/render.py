@@ -9,12 +9,14 @@ difference of one line.
 import re
 import shutil
 import sys
+from io import BytesIO
 from pathlib import Path
 
 import jupytext
 from jinja2 import DictLoader
 from nbconvert import MarkdownExporter
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor, ExecutePreprocessor
+from PIL import Image
 
 # What a cell prints is in a fence as its code is; empty lines would end an indented block.
 _TEMPLATE = """\
@@ -34,6 +36,16 @@ _TEMPLATE = """\
 """
 
 
+def write_picture(png: bytes, path: Path) -> Path:
+    """Writes a picture: a drawing as PNG, a photograph as JPEG, which has a tenth of its size."""
+    photograph = BytesIO()
+    Image.open(BytesIO(png)).convert("RGB").save(photograph, "JPEG", quality=85)
+    small = photograph.getvalue()
+    data, suffix = (small, ".jpg") if len(small) < len(png) / 3 else (png, ".png")
+    path.with_suffix(suffix).write_bytes(data)
+    return path.with_suffix(suffix)
+
+
 def render(source: Path, folder: Path) -> None:
     """Runs a notebook, and writes it and its pictures into a folder."""
     notebook = jupytext.read(source)
@@ -48,8 +60,7 @@ def render(source: Path, folder: Path) -> None:
     pictures.mkdir(parents=True)
     # Numbered in their order, so that pages can show them under a name that stays.
     for number, (name, data) in enumerate(found["outputs"].items(), 1):
-        numbered = pictures / f"{number}{Path(name).suffix}"
-        numbered.write_bytes(data)
+        numbered = write_picture(data, pictures / str(number))
         body = re.sub(rf"!\[\w+\]\({re.escape(name)}\)", f"![]({source.stem}/{numbered.name})", body)
     body = "\n".join(line.rstrip() for line in body.strip().splitlines())
     (folder / f"{source.stem}.md").write_text(f"{body}\n")

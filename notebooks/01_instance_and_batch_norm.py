@@ -15,14 +15,14 @@
 #
 # What they compute, what they are good for, and when to take which. Everything that is claimed here is computed here.
 #
-# 1. [Why inputs are scaled](#scale)
-# 2. [Who shares statistics](#share)
-# 3. [The two formulas](#formulas), step by step
-# 4. [γ and β](#affine): a norm can do nothing
-# 5. [Why batch norm keeps running statistics](#running)
-# 6. [What a small batch does to batch norm](#batch)
-# 7. [What instance norm removes](#contrast): contrast
-# 8. [Larger steps, faster](#steps)
+# 1. [Why inputs are scaled](#1-why-inputs-are-scaled)
+# 2. [Who shares statistics](#2-who-shares-statistics)
+# 3. [The two formulas](#3-the-two-formulas), step by step
+# 4. [γ and β](#4-γ-and-β-a-norm-can-do-nothing): a norm can do nothing
+# 5. [Why batch norm keeps running statistics](#5-why-batch-norm-keeps-running-statistics)
+# 6. [What a small batch does to batch norm](#6-what-a-small-batch-does-to-batch-norm)
+# 7. [What instance norm removes](#7-what-instance-norm-removes): contrast
+# 8. [Larger steps, faster](#8-larger-steps-faster)
 
 # %%
 from functools import partial
@@ -43,7 +43,6 @@ plt.rcParams.update({
 })  # fmt: skip
 
 # %% [markdown]
-# <a id="scale"></a>
 # ## 1. Why inputs are scaled
 #
 # A car may be described by its age, in tens of years, and by the distance that it was driven, in tens of thousands of
@@ -178,7 +177,6 @@ plt.show()
 # keeps it the same.
 
 # %% [markdown]
-# <a id="share"></a>
 # ## 2. Who shares statistics
 #
 # Activations of images have four dimensions: N examples, H × W positions, C channels. All norms subtract a mean and
@@ -192,6 +190,7 @@ SPECS = {
     "instance norm": jn.InstanceNorm(),
     "layer norm": jn.LayerNorm(axis=(1, 2, 3)),
     "group norm, 2 groups": jn.GroupNorm(groups=2),
+    "RMS norm": jn.RMSNorm(),
 }
 
 
@@ -202,9 +201,9 @@ def sharing(spec, at=(0, 0, 0, 0)):
     return np.asarray(jnp.abs(one(jax.random.normal(jax.random.key(1), SHAPE))) > 1e-6)
 
 
-figure, axes = plt.subplots(1, 4, figsize=(12, 2.6), subplot_kw={"projection": "3d"}, layout="none")
+figure, axes = plt.subplots(1, 5, figsize=(13, 2.3), subplot_kw={"projection": "3d"}, layout="none")
 figure.subplots_adjust(left=0.03, right=0.99, bottom=0, top=0.96, wspace=0.1)
-for ax, (name, spec), colour in zip(axes, SPECS.items(), (BLUE, RED, GREEN, PURPLE), strict=True):
+for ax, (name, spec), colour in zip(axes, SPECS.items(), (BLUE, RED, GREEN, PURPLE, "#E69F00"), strict=True):
     shared = sharing(spec)
     cubes = shared.reshape(N, H * W, C).transpose(2, 0, 1)[:, :, ::-1]
     # One after the other: between cubes that are drawn together, faces are left out.
@@ -219,14 +218,14 @@ for ax, (name, spec), colour in zip(axes, SPECS.items(), (BLUE, RED, GREEN, PURP
 plt.show()
 
 sizes = [sharing(spec).sum() for spec in SPECS.values()]
-assert sizes == [N * H * W, H * W, H * W * C, H * W * C // 2]
+assert sizes == [N * H * W, H * W, H * W * C, H * W * C // 2, C]
 
 # %% [markdown]
-# Instance norm: each example and channel alone, over H and W. Batch norm: each channel, over the examples, too. So
-# batch norm alone lets examples see each other, and all that is special about it follows from that.
+# Instance norm: each example and channel alone, over H and W. Batch norm: each channel, over the examples, too. RMS
+# norm, that of transformers: each position alone, over the channels, and without a mean. So batch norm alone lets
+# examples see each other, and all that is special about it follows from that.
 
 # %% [markdown]
-# <a id="formulas"></a>
 # ## 3. The two formulas
 #
 # Instance norm of $x_{nchw}$, the same in training and at test time:
@@ -272,7 +271,6 @@ print(f"batch norm at test time: {abs(at_test + per_channel(beta) - y).max():.0e
 np.testing.assert_allclose(at_test + per_channel(beta), y, atol=2e-5)
 
 # %% [markdown]
-# <a id="affine"></a>
 # ## 4. γ and β: a norm can do nothing
 #
 # With $\gamma = \sqrt{\sigma^2+\varepsilon}$ and $\beta = \mu$ the output is the input, for data with this $\mu$ and
@@ -297,7 +295,6 @@ print(f"instance norm: {abs(y - other).max():.0f}")
 assert abs(y - other).max() > 1
 
 # %% [markdown]
-# <a id="running"></a>
 # ## 5. Why batch norm keeps running statistics
 #
 # A dense network for 8 × 8 pictures of digits: two hidden layers of 64, each with a norm and ReLU.
@@ -416,7 +413,6 @@ assert sorted_[5] < right - 0.1
 assert high - low > 0.5
 
 # %% [markdown]
-# <a id="batch"></a>
 # ## 6. What a small batch does to batch norm
 #
 # The mean of $n$ independent values is off by $\sigma/\sqrt n$, and their variance, relative to it, by
@@ -526,7 +522,6 @@ assert np.abs(at_best[convolutional, "batch norm"] - at_best[convolutional, "ins
 # Instance norm asks for no more than one example, also at test time, and has no state to keep.
 
 # %% [markdown]
-# <a id="contrast"></a>
 # ## 7. What instance norm removes
 #
 # A picture with a third of the contrast, or brighter, is the same picture to instance norm: scale and shift of an
@@ -561,7 +556,6 @@ for ax in axes.flat:
 plt.show()
 
 # %% [markdown]
-# <a id="steps"></a>
 # ## 8. Larger steps, faster
 #
 # The convolutional network at 7 learning rates and with 2 seeds, under one `vmap`: the loss after 100 steps, and the

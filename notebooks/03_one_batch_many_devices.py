@@ -16,6 +16,12 @@
 # Batch norm shares statistics between examples, and so between the devices that hold them. This notebook trains the
 # same program on 1 device and on 8, compares what comes out, and looks at what the compiled programs send. The devices
 # are eight of JAX's on one CPU; on a machine that has eight, delete the first line.
+#
+# 1. [Nothing to name](#nothing-to-name-jit-over-sharded-arrays): `jit` over sharded arrays
+# 2. [What is sent](#what-is-sent)
+# 3. [With a name](#with-a-name-shard_map): `shard_map`
+# 4. [Ghost batches](#ghost-batches)
+# 5. [Population statistics](#population-statistics-over-eight-devices), over eight devices
 
 # %%
 import os
@@ -28,6 +34,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from jax.sharding import AxisType, NamedSharding
@@ -35,6 +42,12 @@ from jax.sharding import PartitionSpec as P
 from sklearn.datasets import load_digits
 
 import jaxnorm as jn
+
+BLUE, RED, GREY = "#0072B2", "#D55E00", "#777777"
+plt.rcParams.update({
+    "figure.dpi": 110, "figure.constrained_layout.use": True, "font.size": 9, "axes.titlesize": 10,
+    "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
+})  # fmt: skip
 
 # %% [markdown]
 # The data: 1,797 handwritten digits, of 8 × 8 pixels. The model: two convolutions, each with a batch norm.
@@ -142,6 +155,33 @@ for name, (*_, program) in {"1 device": one, "8 devices": eight}.items():
     print(f"{name}: {len(collectives(program))} collectives")
     for line in collectives(program):
         print("   ", *line)
+
+# %% [markdown]
+# How much of it is the norms'? Their vectors, beside the gradients of the weights, in numbers sent by each device; and
+# whether both programs train alike.
+
+
+# %%
+def numbers(shapes):
+    """How many numbers arrays of these shapes have: 'f32[16,1] f32[]' has 17."""
+    return [int(np.prod([int(n) for n in dims.split(",") if n])) for dims in re.findall(r"\[([\d,]*)\]", shapes)]
+
+
+sent = [n for _, shapes, _ in collectives(eight[2]) for n in numbers(shapes)]
+weights = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+of_norms = sum(sent) - weights - 1  # and the loss
+figure, axes = plt.subplots(1, 2, figsize=(10, 2.8), width_ratios=(1.6, 1))
+axes[0].plot(one[0], color=GREY, linewidth=3, alpha=0.5, label="1 device")
+axes[0].plot(eight[0], ".", color=BLUE, markersize=5, label="8 devices")
+axes[0].set(title="The same training", xlabel="step", ylabel="loss")
+axes[0].legend()
+axes[1].barh(["gradients\nof weights", "statistics\nof two norms"], [weights, of_norms], color=[GREY, RED])
+for i, n in enumerate((weights, of_norms)):
+    axes[1].text(n, i, f" {n:,}", va="center")
+axes[1].set(title="Numbers that a step sends", xlim=(0, 1.25 * weights))
+plt.show()
+print(f"numbers sent: {weights:,} of gradients, {of_norms:,} of norms, those in conditionals with them")
+assert 0 < of_norms < 0.2 * weights
 
 # %% [markdown]
 # ## With a name: `shard_map`

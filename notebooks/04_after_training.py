@@ -15,7 +15,7 @@
 #
 # A MobileNetV2 with 52 batch norms, trained by others on photographs of ImageNet, is to read handwritten digits. We
 # convert it and check that it is the same; find out that its running statistics are not those of our data, and
-# recalibrate them; train what is left to train with its norms frozen; fold these into the convolutions; and export it.
+# recalibrate them; train it with its norms frozen; fold these into the convolutions; and export it.
 #
 # 1. [Convert](#convert)
 # 2. [Check](#check): the same answers as in PyTorch
@@ -29,9 +29,7 @@
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -41,8 +39,6 @@ import numpy as np
 import optax
 from jax import export
 from sklearn.datasets import load_digits
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 import jaxnorm as jn
 
@@ -110,19 +106,19 @@ assert abs(off["jaxnorm"] - want).max() < 1e-5
 # %% [markdown]
 # ## Inspect
 #
-# Our data: 8 × 8 digits, enlarged to 64 × 64, in three equal colours, scaled as ImageNet's photographs were. They are
+# Our data: 8 × 8 digits, enlarged to 40 × 40, in three equal colours, scaled as ImageNet's photographs were. They are
 # no photographs, and `inspect` says so: it looks at running statistics beside those of the data.
 
 # %%
 digits = load_digits()
 order = np.random.default_rng(0).permutation(len(digits.target))
 grey = jnp.asarray(digits.images[order, :, :, None] / 16, jnp.float32)
-images = (jax.image.resize(grey, (len(grey), 64, 64, 1), "linear") - jnp.array([0.485, 0.456, 0.406])) / 0.226
+images = (jax.image.resize(grey, (len(grey), 40, 40, 1), "linear") - jnp.array([0.485, 0.456, 0.406])) / 0.226
 labels = digits.target[order]
-TRAIN, TEST = slice(0, 960), slice(1152, 1792)
-batches = [images[i : i + 96] for i in range(0, TRAIN.stop, 96)]
+TRAIN, TEST = slice(0, 384), slice(1280, 1600)
+batches = [images[i : i + 64] for i in range(0, TRAIN.stop, 64)]
 
-found = jn.linen.inspect(model, variables, batches[:4])
+found = jn.linen.inspect(model, variables, batches[:3])
 sentences = jn.inspection.findings(found)
 for name in (norms[0], norms[20], norms[-1]):
     print(name, *sentences.get(f"{name}.norm", ["nothing to say"]), sep="\n    ")
@@ -140,105 +136,81 @@ plt.show()
 # %% [markdown]
 # ## Recalibrate
 #
-# Exact statistics of our data take the place of the running averages; the weights stay as they are. Does it help? A
-# linear classifier reads the digits from the 1,280 features, before and after.
+# `recalibrate` puts exact statistics of our data in the place of the running averages; the weights stay as they are.
+# Batches are merged by their counts, with the variance between them.
 
 # %%
-ours = jn.linen.recalibrate(model, variables, batches)
-again = jn.linen.inspect(model, ours, batches)
-distance = max(np.nanmax(stats.mean_distance) for stats in again.values())
-print(f"running means are {distance:.0e} σ from the data's, at most")
-assert distance < 1e-2
-
-
-def read_from(features, rows):
-    return np.concatenate([np.asarray(features(images[i : i + 160])) for i in range(rows.start, rows.stop, 160)])
-
-
-def linear_probe(features):
-    """The accuracy of a linear classifier of features."""
-    scaler = StandardScaler()
-    train = scaler.fit_transform(read_from(features, TRAIN))
-    probe = LogisticRegression(C=1e-3, max_iter=1000).fit(train, labels[TRAIN])
-    return probe.score(scaler.transform(read_from(features, TEST)), labels[TEST])
-
-
-accuracy = {
-    "ImageNet's statistics": linear_probe(partial(features, variables)),
-    "recalibrated": linear_probe(partial(features, ours)),
-}
-for name, value in accuracy.items():
-    print(f"{name}: {value:.1%} of {TEST.stop - TEST.start} test digits")
+recalibrated = jn.linen.recalibrate(model, variables, batches)
+for name, state in (("ImageNet", variables), ("digits", recalibrated)):
+    first = state["batch_stats"]["stem"]["norm"]["var"][:4]
+    print(f"variances of the first channels, {name:>8}:", *(f"{v:.3f}" for v in first))
 
 # %% [markdown]
 # ## Freeze and fine-tune
 #
-# All weights are trained for a few epochs in batches of 16, in two ways. First as usual: norms use the statistics of
-# each batch, and running averages follow. Then with the norms frozen at the recalibrated statistics: `jn.linen.frozen`
-# goes around the model in the function that is compiled, and no `mutable` is needed. Scales and biases stay, too.
+# All weights are trained for two epochs, in batches of 16, which would give poor statistics. So the norms are frozen:
+# `jn.linen.frozen` goes around the model in the function that is compiled, and no `mutable` is needed. Statistics,
+# scales and biases stay as they are, and the network trains as it will be deployed. Once by ImageNet's statistics, and
+# once by those of the digits: the same program, with another argument. Which is better is not for us to guess.
 
 # %%
-head = jax.random.normal(jax.random.key(0), (1280, 10)) * 0.01
-optimizer = optax.adam(optax.cosine_decay_schedule(3e-4, 4 * 960 // 16))
+optimizer = optax.adam(optax.cosine_decay_schedule(1e-4, 2 * TRAIN.stop // 16))
 
 
-def loss_of(logits, y):
-    return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
-
-
-def as_usual(params, stats, x, y):
-    features, updates = model.apply({**params, "batch_stats": stats}, x, train=True, mutable=["batch_stats"])
-    return loss_of(features @ params["head"], y), updates["batch_stats"]
-
-
-def with_frozen_norms(params, stats, x, y):
+def loss(params, stats, x, y):
     with jn.linen.frozen():
-        features = model.apply({**params, "batch_stats": stats}, x, train=True)
-    return loss_of(features @ params["head"], y), stats
+        features = model.apply({"params": params["network"], "batch_stats": stats}, x, train=True)
+    return optax.softmax_cross_entropy_with_integer_labels(features @ params["head"], y).mean()
 
 
-def fine_tune(loss, epochs=4, batch=16):
-    """Parameters and statistics after training, and the losses."""
+@jax.jit
+def step(params, stats, opt_state, x, y):
+    value, grads = jax.value_and_grad(loss)(params, stats, x, y)
+    updates, opt_state = optimizer.update(grads, opt_state)
+    return optax.apply_updates(params, updates), opt_state, value
 
-    @jax.jit
-    def step(params, stats, opt_state, x, y):
-        (value, stats), grads = jax.value_and_grad(loss, has_aux=True)(params, stats, x, y)
-        updates, opt_state = optimizer.update(grads, opt_state)
-        return optax.apply_updates(params, updates), stats, opt_state, value
 
-    params, stats = {"params": ours["params"], "head": head}, ours["batch_stats"]
+def fine_tune(stats):
+    """Parameters after training by these statistics, and the losses."""
+    params = {"network": variables["params"], "head": jax.random.normal(jax.random.key(0), (1280, 10)) * 0.01}
     opt_state, losses = optimizer.init(params), []
-    for epoch in range(epochs):
-        for rows in np.random.default_rng(epoch).permutation(TRAIN.stop).reshape(-1, batch):
-            params, stats, opt_state, value = step(params, stats, opt_state, images[rows], labels[rows])
+    for epoch in range(2):
+        for rows in np.random.default_rng(epoch).permutation(TRAIN.stop).reshape(-1, 16):
+            params, opt_state, value = step(params, stats, opt_state, images[rows], labels[rows])
             losses.append(float(value))
-    return params, stats, losses
+    return params, losses
 
 
-def test_accuracy(params, stats):
-    """In evaluation, as deployed."""
-    logits = read_from(partial(features, {"params": params["params"], "batch_stats": stats}), TEST) @ params["head"]
-    return (logits.argmax(-1) == labels[TEST]).mean()
+def accuracy(params, stats):
+    """In evaluation, of the test digits."""
+    state = {"params": params["network"], "batch_stats": stats}
+    found = [features(state, images[i : i + 64]) @ params["head"] for i in range(TEST.start, TEST.stop, 64)]
+    return float((np.concatenate(found).argmax(-1) == labels[TEST]).mean())
 
 
-figure, ax = plt.subplots(figsize=(5, 2.8))
-tuned = {}
-for name, loss, colour in (("as usual", as_usual, RED), ("norms frozen", with_frozen_norms, BLUE)):
-    began = time.perf_counter()
-    *tuned[name], losses = fine_tune(loss)
-    smooth = np.convolve(losses, np.ones(10) / 10, "valid")
-    ax.semilogy(smooth, color=colour, label=name)
-    print(f"{name}: {test_accuracy(*tuned[name]):.1%} of the test digits; {time.perf_counter() - began:.0f} s")
-ax.set(title="Fine-tuning, batches of 16", xlabel="step", ylabel="loss, mean of 10 steps")
-ax.legend()
+reached, tuned = {}, {}
+figure, ax = plt.subplots(figsize=(5, 2.6))
+for name, state, colour in (("ImageNet's", variables, RED), ("the digits'", recalibrated, BLUE)):
+    params, losses = fine_tune(state["batch_stats"])
+    reached[name] = accuracy(params, state["batch_stats"])
+    tuned[name] = {**state, "params": params["network"]}, params["head"]
+    ax.semilogy(losses, ".-", color=colour, markersize=4, linewidth=0.5, label=name)
+    print(f"frozen at {name} statistics: {reached[name]:.1%} of {TEST.stop - TEST.start} test digits")
+ax.set(title="Fine-tuning with frozen norms", xlabel="step", ylabel="loss of a batch")
+ax.legend(title="statistics")
 plt.show()
+assert min(reached.values()) > 0.5
+kept = [
+    np.array_equal(params["network"][name]["norm"][key], variables["params"][name]["norm"][key])
+    for name in norms
+    for key in ("scale", "bias")
+]
+assert all(kept)
 
-params, stats = tuned["norms frozen"]
-same = jax.tree.map(np.array_equal, stats, ours["batch_stats"])
-assert all(jax.tree.leaves(same))
-assert all(
-    np.array_equal(params["params"][name]["norm"]["scale"], ours["params"][name]["norm"]["scale"]) for name in norms
-)
+# %% [markdown]
+# The rate is small for a reason: at ten times it, neither trains. Scales of this network are up to 1,900 in channels
+# that hardly move on photographs, and frozen norms do not tame what the weights before them do, as statistics of a
+# batch would. We deploy the better one of the two.
 
 # %% [markdown]
 # ## Fold
@@ -247,7 +219,7 @@ assert all(
 # from the model's program what follows what, and says what it did.
 
 # %%
-deployed = {"params": params["params"], "batch_stats": stats}
+deployed, head = tuned[max(reached, key=reached.get)]
 apply, folded, report = jn.linen.fold(model, deployed, images[:1])
 print(f"{len(report.folded)} norms are folded, {len(report.kept)} are kept")
 assert not report.kept
@@ -266,9 +238,9 @@ print(f"numbers to keep: {count(deployed):,} before, {count(folded):,} after")
 
 # %%
 (size,) = export.symbolic_shape("size")
-like = jax.ShapeDtypeStruct((size, 64, 64, 3), jnp.float32)
-network = jax.jit(lambda x: apply(folded, x) @ params["head"])
+like = jax.ShapeDtypeStruct((size, 40, 40, 3), jnp.float32)
+network = jax.jit(lambda x: apply(folded, x) @ head)
 program = export.export(network, platforms=["cpu", "cuda", "tpu"])(like).serialize()
-again = export.deserialize(program)
-print(f"{len(program) / 2**20:.1f} MiB; digits read: {again.call(x[:10]).argmax(-1)}, written: {labels[TEST][:10]}")
-np.testing.assert_allclose(again.call(x), network(x), rtol=1e-3, atol=1e-3)
+logits = export.deserialize(program).call(x)
+print(f"{len(program) / 2**20:.1f} MiB; digits read: {logits[:10].argmax(-1)}, written: {labels[TEST][:10]}")
+np.testing.assert_allclose(logits, got @ head, rtol=1e-3, atol=1e-3)

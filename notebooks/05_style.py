@@ -33,7 +33,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
-import matplotlib_inline
 import numpy as np
 import onnx
 import onnxruntime
@@ -41,7 +40,6 @@ from sklearn.datasets import load_sample_images
 
 import jaxnorm as jn
 
-matplotlib_inline.backend_inline.set_matplotlib_formats("jpeg", pil_kwargs={"quality": 85})  # photographs
 plt.rcParams.update({"figure.dpi": 100, "font.size": 9, "axes.titlesize": 9})
 
 # %% [markdown]

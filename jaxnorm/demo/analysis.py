@@ -112,8 +112,8 @@ def _reason(results: Sequence[Result]) -> str:
     first, *_, last = VALUES_PER_IMAGE
     small, *large = (f"{by_size[size][0]:.2f} and {by_size[size][-1]:.2f} σ" for size in ends)
     return (
-        f"at batch size {ends[0]} the mean of a batch is off by {small} in the first and the last block, where a channel "
-        f"of an image has {first} and {last} values" + "".join(f"; at {ends[1]}, by {error}" for error in large)
+        f"at batch size {ends[0]} the mean of a batch is off by {small} in the first and the last block, where a "
+        f"channel of an image has {first} and {last} values" + "".join(f"; at {ends[1]}, by {error}" for error in large)
     )
 
 

@@ -74,8 +74,8 @@ def _errors(axes: Axes, options: Options, results: Sequence[Result]) -> None:
     _log_axis(axes, options.batch_sizes)
     axes.set(xlabel="batch size", ylabel="off by (σ)")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_title("The mean of a batch, in three layers", loc="left")
-    axes.legend()
+    axes.set_title("Error of the mean of a batch, in three layers", loc="left")
+    axes.legend(loc="lower left")
 
 
 def _against_rate(axes: Axes, options: Options, results: Sequence[Result]) -> None:

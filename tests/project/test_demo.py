@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from jaxnorm.demo.options import TRAINING_IMAGES, Options
+
 pytestmark = pytest.mark.once
 
 for package in ("matplotlib", "rich", "sklearn", "typer"):
@@ -25,12 +27,23 @@ def demo(*arguments):
 
 @pytest.mark.long
 def test_a_small_experiment(tmp_path):
-    done = demo("--norms", "batch,none", "--batch-sizes", "8", "--seeds", "2", "--steps", "12", "--out", str(tmp_path))
+    done = demo("--norms", "batch,none", "--batch-sizes", "8", "--seeds", "2", "--epochs", "1", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "one at a time" in done.stdout
+    assert "At batch size 8 the mean of a batch is off by" in done.stdout
     assert str(tmp_path / "norms.png") in done.stdout
     assert (tmp_path / "norms.png").read_bytes().startswith(b"\x89PNG")
-    assert len(json.loads((tmp_path / "norms.json").read_text())["results"]) == 2
+    batch, none = json.loads((tmp_path / "norms.json").read_text())["results"]
+    assert none["batch_errors"] == []
+    # The deeper, the fewer values of a channel a batch has.
+    assert 0 < batch["batch_errors"][0] < batch["batch_errors"][2] < 1
+
+
+def test_each_run_sees_as_many_images():
+    options = Options()
+    for size in (1, *options.batch_sizes):
+        assert options.epochs * TRAINING_IMAGES - size < options.steps(size) * size <= options.epochs * TRAINING_IMAGES
+        assert options.evaluated_at(size)[-1] == options.steps(size)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +53,7 @@ def test_a_small_experiment(tmp_path):
         (["--batch-sizes", "2,x"], "'2,x' is not a list of numbers"),
         (["--batch-sizes", "4096"], "4096 is not between 1 and"),
         (["--seeds", "0"], "0 is less than 1"),
-        (["--steps", "many"], "Invalid value for '--steps'"),
+        (["--epochs", "many"], "Invalid value for '--epochs'"),
         (["--out", "/dev/null/folder"], "cannot write to"),
         (["--nonsense"], "No such option"),
     ],

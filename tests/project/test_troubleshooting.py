@@ -76,8 +76,8 @@ def an_update_of_a_spec():
         (
             a_spec_in_parts,
             [
-                "vmap was requested to map its argument along axis 0, which implies that its rank should be at least 1, "
-                "but is only 0 (its shape is ())"
+                "vmap was requested to map its argument along axis 0, which implies that its rank should be at least "
+                "1, but is only 0 (its shape is ())"
             ],
         ),
         (updates_thrown_away, ['Cannot update variable "mean" in "/" because collection "batch_stats" is immutable']),
