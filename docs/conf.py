@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from formulas import add_renderer, set_formulas
 
 project = "jaxnorm"
-author = copyright = "the jaxnorm authors"
+author = project_copyright = "the jaxnorm authors"
 version = release = _version("jaxnorm")
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_parser", "sphinx_copybutton"]

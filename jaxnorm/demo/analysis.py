@@ -131,10 +131,19 @@ def _leaders(scores: Scores, norms: Sequence[str], sizes: Sequence[int]) -> str:
 
 def _by_size(sizes: Sequence[int], verdict: Callable[[int], str]) -> str:
     """The verdicts, those on neighbouring batch sizes told together where they are equal."""
-    groups = [(text, [str(size) for size in group]) for text, group in groupby(sizes, verdict)]
+    groups = [(text, list(group)) for text, group in groupby(sizes, verdict)]
     if len(groups) == 1 < len(sizes):
         return groups[0][0].format(sizes="at every batch size")
-    return ", ".join(text.format(sizes=f"at batch size {_listed(group)}") for text, group in groups)
+    return "; ".join(text.format(sizes=_at(group)) for text, group in groups)
+
+
+def _at(sizes: Sequence[int]) -> str:
+    """The batch sizes in words.
+
+    >>> _at([4]), _at([2, 4, 8])
+    ('at batch size 4', 'at batch sizes 2, 4 and 8')
+    """
+    return f"at batch size{'s' * (len(sizes) > 1)} {_listed([str(size) for size in sizes])}"
 
 
 def _listed(items: Sequence[str]) -> str:

@@ -64,7 +64,7 @@ class Options:
     batch_sizes: tuple[int, ...] = (2, 4, 8, 32, 128)
     learning_rates: tuple[float, ...] = (0.005, 0.02, 0.08, 0.3, 1.2)
     seeds: int = 4
-    epochs: int = 6
+    epochs: int = 5
 
     def __post_init__(self):
         for name, unique in (("norms", dict.fromkeys), ("batch_sizes", _ascending), ("learning_rates", _ascending)):

@@ -30,8 +30,8 @@ def introduce(console: Console, options: Options, splits: Splits) -> None:
         f"[bold]Batch norm or instance norm, and when?[/bold] {options.runs} small CNNs on real handwritten digits: "
         f"{len(options.norms)} norms at {len(options.batch_sizes)} batch sizes with {options.seeds} seeds and "
         f"{len(options.learning_rates)} learning rates; {train} images to train on, {validation} to choose the "
-        f"learning rate on, {test} to test on. SGD with momentum and cosine decay. Each run sees {options.epochs} times "
-        f"all images, whatever its batch size; learning rates are in proportion to the batch size."
+        f"learning rate on, {test} to test on. SGD with momentum and cosine decay. Each run sees all images "
+        f"{options.epochs} times, whatever its batch size; learning rates are in proportion to the batch size."
     )
 
 
