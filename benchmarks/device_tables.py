@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import statistics
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 
@@ -235,15 +234,15 @@ def _of_part(part, records):
     return f"### {title}\n\n{note}\n\n{table}"
 
 
-def ratios(results):
-    """Median times over ours of rows of up to 8192 features, forward and with the backward pass."""
+def ranges(results):
+    """Of our times over Flax's, for rows of up to 8192 features: of layer and RMS norm forward, and of both ways."""
     rows = [record for record in results["rows"] if record["shape"][1] <= 8192]
 
-    def over(which, name):
-        return statistics.median(record[which][name]["ms"] / record[which]["jaxnorm"]["ms"] for record in rows)
+    def between(which, *kinds):
+        found = [r[which]["jaxnorm"]["ms"] / r[which]["flax fast"]["ms"] for r in rows if r["kind"] in kinds]
+        return f"{min(found):.2f} to {max(found):.2f}"
 
-    names = ("flax fast", "torch", "torch.compile")
-    return [" : ".join(["1", *(f"{over(which, name):.2f}" for name in names)]) for which in ("forward", "both")]
+    return [between("forward", "layer"), between("forward", "rms"), between("both", "layer", "rms")]
 
 
 def markdown(results):

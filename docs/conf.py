@@ -1,16 +1,17 @@
 """How Sphinx makes the documentation site: `make docs`."""
 
 import sys
-from importlib.metadata import version as _version
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from formulas import add_renderer, set_formulas
 
+from jaxnorm import __version__
+
 project = "jaxnorm"
 author = project_copyright = "the jaxnorm authors"
-version = release = _version("jaxnorm")
+version = release = __version__
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_parser", "sphinx_copybutton"]
 exclude_patterns = ["_build", "render.py"]

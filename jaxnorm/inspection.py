@@ -1,6 +1,6 @@
 """Results of `jn.inspect` in words, as a table and as a picture: why a network is worse in evaluation.
 
-The table needs rich, and the picture matplotlib: `pip install 'jaxnorm[inspect]'`.
+The table needs rich, and the picture matplotlib: `pip install './jaxnorm[inspect]'` beside a clone.
 """
 
 from collections.abc import Mapping
@@ -57,11 +57,7 @@ def _findings(stats: Any) -> list[str]:
     sentences: list[str] = []
     if not stats.var_ratio.size:
         return sentences
-    if (owed := _largest(stats.start_weight)) > _OWED:
-        sentences.append(
-            f"Running averages are {owed:.0%} their start at (0, 1): lower the momentum, use debias=True, or "
-            f"recalibrate.".replace("%", " %")
-        )
+    sentences += _of_the_start(stats.start_weight)
     far, ratios = stats.mean_distance > _FAR, _spread(stats.var_ratio) > _RATIO
     if (wrong := (far | ratios).mean()) > 0.05:
         sentences.append(
@@ -84,6 +80,21 @@ def _findings(stats: Any) -> list[str]:
             f"{skipped} channels had no data, or NaN or Inf among them, in up to {_largest(stats.skipped):.0f} batches."
         )
     return sentences
+
+
+def _of_the_start(weight: Float[np.ndarray, " channels"]) -> list[str]:
+    """Sentences on how much running averages still owe to their start at (0, 1)."""
+    if (weight == 1).all():
+        return [
+            "Running statistics are still at their start, (0, 1): no batch was ever added. Look for train=False in "
+            "training, or for updates that were thrown away."
+        ]
+    if (owed := _largest(weight)) > _OWED:
+        return [
+            f"Running averages are {owed:.0%} their start at (0, 1): lower the momentum, use debias=True, or "
+            f"recalibrate.".replace("%", " %")
+        ]
+    return []
 
 
 def table(found: Found) -> "Table":

@@ -45,9 +45,9 @@ plt.rcParams.update({
 # %% [markdown]
 # ## 1. Why inputs are scaled
 #
-# A car may be described by its age, in tens of years, and by the distance that it was driven, in tens of thousands of
-# kilometres. To a network both are numbers, and the large one drowns the small one. Our example has 13 such features:
-# chemical analyses of 178 wines from three growers.
+# A car may be described by its age in years, some tens, and by the distance that it was driven in kilometres, some
+# tens of thousands. To a network both are numbers, and the large one drowns the small one. Our example has 13 such
+# features: chemical analyses of 178 wines from three growers.
 
 # %%
 wine = load_wine()
@@ -62,8 +62,8 @@ scaled, seen = scaler.apply(None, seen, features, train=True)
 print(f"scaled: means {abs(scaled.mean(0)).max():.1e} or less, deviations 1 ± {abs(scaled.std(0) - 1).max():.1e}")
 
 # %% [markdown]
-# The state `seen` holds exact moments of all data so far. It could as well have been a stream of batches of any sizes:
-# the result is the same. And `inverse` goes back.
+# The state `seen` holds exact moments of all data so far. It could as well have been a stream of batches of any
+# sizes: the result is the same. And `inverse` goes back.
 
 # %%
 _, stream = scaler.init(13)
@@ -113,8 +113,9 @@ assert curves["scaled"][best["scaled"], -1] < 0.1 * curves["raw"][best["raw"], -
 
 # %% [markdown]
 # One reason can be drawn: the shape of the loss. We look at it for two features, hue and proline, and a linear
-# classifier of the first grower: all weights $(w_1, w_2)$, with the best bias. The condition number of its Hessian says
-# how much steeper its steepest direction is than its flattest: the larger, the more steps gradient descent needs.
+# classifier of the first grower: all weights $(w_1, w_2)$, with the best bias. The condition number of its Hessian
+# says how much steeper its steepest direction is than its flattest: the larger, the more steps gradient descent
+# needs.
 
 # %%
 two = features[:, [wine.feature_names.index("hue"), wine.feature_names.index("proline")]]
@@ -274,9 +275,9 @@ np.testing.assert_allclose(at_test + per_channel(beta), y, atol=2e-5)
 # ## 4. γ and β: a norm can do nothing
 #
 # With $\gamma = \sqrt{\sigma^2+\varepsilon}$ and $\beta = \mu$ the output is the input, for data with this $\mu$ and
-# $\sigma^2$. Batch norm at test time has the same for all data. So a trained network with batch norm can be any network
-# without it: the norm changes where training starts and how it moves. Instance norm can't do nothing: each example has
-# statistics of its own, and they are gone.
+# $\sigma^2$. Batch norm at test time has the same for all data. So a trained network with batch norm can be any
+# network without it: the norm changes where training starts and how it moves. Instance norm can't do nothing: each
+# example has statistics of its own, and they are gone.
 
 # %%
 found = jn.moments(x, axis=(0, 2, 3))
@@ -360,9 +361,9 @@ right = accuracy(dense, spec, params, states, test_x, test_y)
 print(f"with running statistics: {right:.1%} of {len(test_y)} test digits")
 
 # %% [markdown]
-# Without running statistics, a test image would be normalized together with whatever happens to be beside it. So what a
-# network says about an image depends on its neighbours. We evaluate the same network with statistics of the batch, for
-# batches of several sizes: drawn at random, and sorted by digit, as they may come from a source.
+# Without running statistics, a test image would be normalized together with whatever happens to be beside it. So what
+# a network says about an image depends on its neighbours. We evaluate the same network with statistics of the batch,
+# for batches of several sizes: drawn at random, and sorted by digit, as they may come from a source.
 
 # %%
 SIZES = [1, 2, 4, 8, 16, 32, 64, 128, 256]
@@ -446,11 +447,11 @@ np.testing.assert_allclose(measured[:, 0], theory_mean, rtol=0.05)
 np.testing.assert_allclose(measured[:, 1], theory_var, rtol=0.1)
 
 # %% [markdown]
-# What that costs, we ask of two networks: the dense one, and one of two convolutions of 3 × 3 (written as products with
-# patches: many of them under one `vmap` are faster that way), where a channel has a value at each position, too. Each
-# with batch norm and with norms that do not look at the batch, 150 steps with batches of 2 to 16, two seeds, at the
-# learning rate of three that is best for it on the test data. To have all sizes in one program, all batches are of 16,
-# of which the first 2, 4 or 8 count (`where`): the rest might as well not be there.
+# What that costs, we ask of two networks: the dense one, and one of two convolutions of 3 × 3 (written as products
+# with patches: many of them under one `vmap` are faster that way), where a channel has a value at each position, too.
+# Each with batch norm and with norms that do not look at the batch, 150 steps with batches of 2 to 16, two seeds, at
+# the learning rate of three that is best for it on the test data. To have all sizes in one program, all batches are
+# of 16, of which the first 2, 4 or 8 count (`where`): the rest might as well not be there.
 
 
 # %%
@@ -516,17 +517,17 @@ assert (dense_["batch norm"] > np.maximum(dense_["layer norm"], dense_["none"]))
 assert np.abs(at_best[convolutional, "batch norm"] - at_best[convolutional, "instance norm"]).max() < 0.02
 
 # %% [markdown]
-# In the dense network a batch of two makes nearly every value +1 or −1, and batch norm is worse than none; from four on
-# it is the best. In the convolutional one, two examples have 2 × 64 values of a channel in the first layer, and batch
-# norm is as good as instance norm, within two points, at every size: what counts is how many values share a statistic.
-# Instance norm asks for no more than one example, also at test time, and has no state to keep.
+# In the dense network a batch of two makes nearly every value +1 or −1, and batch norm is worse than none; from four
+# on it is the best. In the convolutional one, two examples have 2 × 64 values of a channel in the first layer, and
+# batch norm is as good as instance norm, within two points, at every size. Instance norm asks for no more than one
+# example, also at test time, and has no state to keep.
 
 # %% [markdown]
 # ## 7. What instance norm removes
 #
-# A picture with a third of the contrast, or brighter, is the same picture to instance norm: scale and shift of an
-# example's channel go with its statistics. That is why it came up in style transfer, where the contrast of the content
-# is not to matter.
+# A picture with a third of the contrast, or brighter, is the same picture to instance norm, as far as its variance is
+# large beside ε: scale and shift of an example's channel go with its statistics. That is why it came up in style
+# transfer, where the contrast of the content is not to matter.
 
 # %%
 photographs = [photo[::3, ::3] for photo in map(np.asarray, load_sample_images().images)]
@@ -594,10 +595,10 @@ for name in ("batch norm", "instance norm"):
     assert reached[name][1].max() > 2 * reached["none"][1].max()
 
 # %% [markdown]
-# With batch or instance norm the loss is lower after as many steps, and a rate three times as large still trains. One
-# reason: the length of the weights before a norm does not matter. So the gradient is at right angles to them, steps
-# make them longer, and the longer they are, the smaller the gradient gets. Without a norm, the weights grow until they
-# are no numbers.
+# With a norm the loss is lower after as many steps, and a rate three times as large still trains. One reason: the
+# length of the weights before a norm does not matter. So the gradient is at right angles to them, steps make them
+# longer, and the longer they are, the smaller the gradient gets. Without a norm, the weights grow until they are no
+# numbers.
 
 
 # %%

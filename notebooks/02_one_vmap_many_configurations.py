@@ -13,8 +13,8 @@
 # %% [markdown]
 # # One vmap, many configurations
 #
-# A norm of jaxnorm is a pytree whose numbers are leaves: ε and momentum are arrays like any other, and so is the gate ρ
-# among the parameters of `jn.BatchInstanceNorm`, which goes from instance norm (0) to batch norm (1). So a thousand
+# A norm of jaxnorm is a pytree whose numbers are leaves: ε and momentum are arrays like any other, and so is the gate
+# ρ among the parameters of `jn.BatchInstanceNorm`, which goes from instance norm (0) to batch norm (1). So a thousand
 # configurations are a thousand rows of one array, and one `vmap` trains a network for each of them in one compiled
 # program. Here is one, beside a Python loop over the same, and what it tells about momentum and batch size.
 
@@ -39,9 +39,9 @@ plt.rcParams.update({
 # %% [markdown]
 # ## The configurations
 #
-# Momentum, batch size, ρ, ε and seed. A batch size is a shape, and shapes cannot differ within an array. But all drawn
-# batches may have 32 examples of which the first 2, or 8, count: that is what `where` is for. Statistics and loss are
-# those of the small batch, exactly.
+# Momentum, batch size, ρ, ε and seed. A batch size is a shape, and shapes cannot differ within an array. But all
+# drawn batches may have 32 examples of which the first 2, or 8, count: that is what `where` is for. Statistics and
+# loss are those of the small batch, exactly.
 
 # %%
 MOMENTA = [0.0, 0.5, 0.8, 0.9, 0.95, 0.99, 0.995, 0.999]
@@ -119,8 +119,8 @@ def score(momentum, size, gate, epsilon, seed):
 # %% [markdown]
 # ## One program
 #
-# `jax.lax.map` goes through the rows in blocks of 20, each under one `vmap`, which suits a CPU. On an accelerator, let
-# it be all of them.
+# `jax.lax.map` goes through the rows in blocks of 20, each under one `vmap`, which suits a CPU. On an accelerator,
+# let it be all of them.
 
 # %%
 many = jax.jit(lambda rows: jax.lax.map(lambda row: score(*row), rows, batch_size=20))
@@ -138,9 +138,9 @@ print(f"{len(GRID)} networks of {STEPS} steps: {together:.1f} s, and {compiling:
 
 # %% [markdown]
 # A Python loop over the same comes in two kinds. Where the numbers are constants of the program, as attributes of a
-# module are, each configuration is compiled anew. Where they are arguments, one is compiled, and run a thousand times:
-# on two cores, which a single network keeps busy already, that is not much slower. Both loops are stopped early, and
-# the rest is taken to be like what they did. The results are the same.
+# module are, each configuration is compiled anew. Where they are arguments, one is compiled, and run a thousand
+# times: on two cores, which a single network keeps busy already, that is not much slower. Both loops are stopped
+# early, and the rest is taken to be like what they did. The results are the same.
 
 # %%
 alone = jax.jit(lambda row: score(*row))
@@ -211,8 +211,8 @@ assert np.ptp(by_seed.mean(1)) < by_seed.std(1, ddof=1).max()
 
 # %% [markdown]
 # The default momentum, 0.99 here and in Flax, is made for long training: it is far too much for 120 steps. And from
-# batches of four on, the more of batch norm the better. With two examples, no gate is better than another by more than
-# the seeds differ.
+# batches of four on, the more of batch norm the better. With two examples, no gate is better than another by more
+# than the seeds differ.
 
 # %% [markdown]
 # ## The scale of ε

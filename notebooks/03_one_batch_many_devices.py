@@ -14,8 +14,8 @@
 # # One batch, many devices
 #
 # Batch norm shares statistics between examples, and so between the devices that hold them. This notebook trains the
-# same program on 1 device and on 8, compares what comes out, and looks at what the compiled programs send. The devices
-# are eight of JAX's on one CPU; on a machine that has eight, delete the first line.
+# same program on 1 device and on 8, compares what comes out, and looks at what the compiled programs send. The
+# devices are eight of JAX's on one CPU; on a machine that has eight, delete the first line.
 #
 # 1. [Nothing to name](#nothing-to-name-jit-over-sharded-arrays): `jit` over sharded arrays
 # 2. [What is sent](#what-is-sent)
@@ -127,15 +127,22 @@ def compare(found, wanted):
 
 
 compare(eight, one)
-assert abs(eight[0][0] - one[0][0]) < 1e-5
+first_epoch = abs(eight[0] - one[0])[: len(train_on) // BATCH]
+print(f"losses of the first epoch are {first_epoch.max():.0e} apart at most")
+assert first_epoch.max() < 1e-5
+
+# %% [markdown]
+# Sums over devices round in another order than sums over rows. In the first epoch the losses agree to the last digits;
+# later such a digit may turn a relu over, and from there on both go ways of their own, equally good ones.
 
 
 # %% [markdown]
 # ## What is sent
 #
-# All collectives of the compiled step. The gradients of weights have to be summed over devices, whatever the norm; XLA
-# puts several sums into one collective. Those of 16 or 32 numbers are the norms': two sums forward, two backward.
-# Forward there are two in conditionals, of which the second is taken only if the running mean is far off.
+# All collectives of the compiled step. The gradients of weights have to be summed over devices, whatever the norm;
+# XLA puts several sums into one collective. Those of 16 or 32 numbers are the norms': two sums forward, two backward.
+# Each norm has two in conditionals: on a CPU, statistics are taken about 0 or about the running mean, and each way has
+# its sum; and where that was far off, there is another look.
 
 
 # %%
@@ -157,8 +164,8 @@ for name, (*_, program) in {"1 device": one, "8 devices": eight}.items():
         print("   ", *line)
 
 # %% [markdown]
-# How much of it is the norms'? Their vectors, beside the gradients of the weights, in numbers sent by each device; and
-# whether both programs train alike.
+# How much of it is the norms'? Their vectors, beside the gradients of the weights, in numbers sent by each device;
+# and whether both programs train alike.
 
 
 # %%
@@ -197,12 +204,12 @@ def by_shard_map(mesh):
 
 named = train(by_shard_map, 8)
 compare(named, one)
-assert abs(named[0][0] - one[0][0]) < 1e-5
+assert abs(named[0] - one[0])[: len(train_on) // BATCH].max() < 1e-5
 
 
 # %% [markdown]
-# One norm alone: one collective forward and one backward, of two vectors each. A third is compiled into a conditional,
-# for a running mean that is far off.
+# One norm alone: one collective forward and one backward, of two vectors each. A third is compiled into a
+# conditional, for a running mean that is far off.
 
 
 # %%

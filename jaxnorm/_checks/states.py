@@ -11,6 +11,11 @@ from jaxtyping import Array
 from jaxnorm._checks.arguments import known, weights
 from jaxnorm._types import Moments, RunningState
 
+_OF_FLAX = (
+    "Flax's own BatchNorm has a drop-in replacement in jaxnorm.linen and jaxnorm.nnx; for a model that can't be "
+    "changed, it is in place within `with jaxnorm.linen.patched():`, or jaxnorm.nnx.patched()."
+)
+
 
 def averages(state: RunningState | None, who: str) -> None:
     """Raises where running statistics are so narrow that what is added to an average is lost in its rounding."""
@@ -108,14 +113,16 @@ def require_stats(states: Mapping[str, RunningState], who: str) -> None:
     if not states:
         raise ValueError(
             f"{who}: there are no running statistics of jaxnorm: no norm has such a state. In variables of linen, they "
-            f"are batch_stats."
+            f"are batch_stats. {_OF_FLAX}"
         )
 
 
 def saw_data(counts: Mapping[str, Any], who: str) -> None:
     """Raises where no norm saw data; `counts` are those of each batch, by the place of a norm."""
     if missed := [place or "the state" for place, each in counts.items() if not any(np.any(n > 0) for n in each)]:
-        raise ValueError(f"{who}: no data came to {', '.join(missed)}. Is the norm called, and one of jaxnorm?")
+        raise ValueError(
+            f"{who}: no data came to {', '.join(missed)}. Is the norm called, and one of jaxnorm? {_OF_FLAX}"
+        )
     if not counts:
         raise ValueError(
             f"{who}: there are no batches, or no norm but frozen ones. An iterator that was used up is none."
@@ -131,8 +138,7 @@ def require_data(states: Mapping[str, Any], first: Mapping[str, Any], batches: i
     if missed := [name or "the state" for name, count in counts.items() if jnp.all(count == 0)]:
         raise ValueError(
             f"recalibrate: no data came to {', '.join(missed)}. Is the norm called, with the state that the step was "
-            f"given, does where include something, and is the norm one of jaxnorm? flax.linen.BatchNorm has a drop-in "
-            f"replacement: jaxnorm.linen.BatchNorm."
+            f"given, does where include something, and is the norm one of jaxnorm? {_OF_FLAX}"
         )
     # One value has a weight of 1 and no deviation; so many weights may add up to 1, too.
     alone = [name for name, state in first.items() if jnp.all((state.seen.count == 1) & (state.seen.m2 == 0))]

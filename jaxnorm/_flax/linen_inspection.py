@@ -39,8 +39,8 @@ def inspect(
     >>> batches = [jnp.array([[1.0], [3.0]]), jnp.array([[3.0], [5.0]])]
     >>> variables = model.init(jax.random.key(0), batches[0], train=False)
     >>> found = jn.linen.inspect(model, variables, batches, steps=30)[""]
-    >>> print(found.mean_distance.round(2), found.start_weight.round(2))
-    [2.12] [0.74]
+    >>> print(found.mean_distance.round(2), found.start_weight.round(2))  # never updated
+    [2.12] [1.]
     """
     norms: dict[tuple[str, ...], tuple[Any, bool]] = {}
 

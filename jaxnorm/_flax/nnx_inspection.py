@@ -34,8 +34,8 @@ def inspect(model: nnx.Module, batches: Iterable[Any], *, steps: int | None = No
 
     >>> norm = jn.nnx.BatchNorm(1, rngs=nnx.Rngs(0))
     >>> found = jn.nnx.inspect(norm, [jnp.array([[1.0], [3.0]]), jnp.array([[3.0], [5.0]])], steps=30)["model"]
-    >>> print(found.mean_distance.round(2), found.start_weight.round(2))
-    [2.12] [0.74]
+    >>> print(found.mean_distance.round(2), found.start_weight.round(2))  # never updated
+    [2.12] [1.]
     """
     step, stats, variables = stats_step(model, kwargs, "nnx.inspect")
     places = {keystr((DictKey(place),)): place for place in stats}

@@ -83,7 +83,8 @@ def beside_data(
     found = _compared(state, every, stacked, epsilon, affine or Affine(), offset)
     momentum: Any = getattr(norm, "momentum", None)
     if state.weight_sum is None and momentum is not None and steps is not None:
-        found = found._replace(start_weight=jnp.full_like(found.start_weight, momentum**steps))
+        known = jnp.isfinite(found.start_weight)
+        found = found._replace(start_weight=jnp.where(known, found.start_weight, momentum**steps))
     return jax.tree.map(lambda v: np.asarray(v, np.float32), found)
 
 
@@ -108,14 +109,14 @@ def _compared(
         bias = 0.0 if affine.bias is None else affine.bias
         y_mean = ((every.mean - state.mean) * slope + bias).real
         y_std = abs(slope) * every.std
-    weight = state.weight_sum
+    weight, untouched = state.weight_sum, ((state.mean == 0) & (state.var == 1)).all()
     return Inspection(
         mean_distance=abs(state.mean - every.mean) / jnp.sqrt(var),
         var_ratio=state.var / var,
         batch_mean_error=jnp.sqrt(of_batches(abs(batches.mean - every.mean[None]) ** 2) / var),
         batch_var_error=jnp.sqrt(of_batches((batches.var / var[None] - 1) ** 2)),
-        # With a weight, averages are of data alone from the first update on.
-        start_weight=nan if weight is None else jnp.where(weight > 0, 0.0, 1.0),
+        # With a weight, averages are of data alone from the first update on. Without, no data gives 0 and 1 exactly.
+        start_weight=jnp.where(untouched, 1.0, nan) if weight is None else jnp.where(weight > 0, 0.0, 1.0),
         y_mean=jnp.where(every.count > 0, y_mean, nan),
         y_std=jnp.where(every.count > 0, y_std, nan),
         skipped=(~some).sum(0),

@@ -140,7 +140,8 @@ class Inspection(NamedTuple):
 
     `mean_distance` = |mean − μ| / σ,    `var_ratio` = var / σ²,    of running statistics: best 0 and 1
     `batch_mean_error` = √⟨|μ_b − μ|²⟩ / σ,    `batch_var_error` = √⟨(σ_b²/σ² − 1)²⟩,    what a batch is off by
-    `start_weight` = m^steps,    the part that the averages still owe to their start at (0, 1); none with a weight_sum
+    `start_weight` = m^steps,    the part that the averages still owe to their start at (0, 1): none with a weight_sum,
+    all of it where they are exactly that
     `y_mean`, `y_std`,    of y in evaluation: a channel with `y_std` near 0 is dead, and where |`y_mean`| is more than
     3 `y_std`, what comes after it, if that is a relu, passes all or nothing of it, but for a tenth
     `skipped`,    the number of batches in which a channel had no data, or such that were not finite

@@ -121,5 +121,5 @@ def test_the_pages_show_what_was_measured_on_a_gpu():
     assert shown.split("\n### What is behind")[0] == tables
     assert tables == run("device", "--show", str(file)).removesuffix("\n")
     words = " ".join((ROOT / "README.md").read_text().split())
-    for ratios in device_tables.ratios(results):
-        assert ratios in words
+    for between in device_tables.ranges(results):
+        assert between in words

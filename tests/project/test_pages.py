@@ -45,7 +45,8 @@ def test_the_readme_lists_all_functions():
     listed = (ROOT / "README.md").read_text().split("## All functions")[1].split("\n## ")[0]
     named = set(re.findall(r"`(\w+)`", listed))
     functions = {name for name in jn.__all__ if name.islower() and callable(getattr(jn, name))}
-    assert functions <= named
+    rows = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`\w+`.*?) \|", listed, re.M))))
+    assert rows == functions
     assert {name for name in _functional.__all__ if hasattr(jn, name)} <= named
     norms = {name for name in jn.__all__ if name.endswith(("Norm", "Renorm")) or "EvoNorm" in name} - {"FrozenNorm"}
     assert norms <= named
@@ -57,7 +58,7 @@ def test_the_readme_is_three_screens():
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda notebook: notebook.stem)
 def test_rendered_notebooks_are_current(notebook):
-    """Each of its cells is in what `make rendered` made of it, in order, and so are its pictures."""
+    """What `make rendered` made of it has its cells, in order, no others, and its pictures."""
     cells = re.split(r"^# %%.*\n", notebook.read_text(), flags=re.MULTILINE)[1:]
     kinds = re.findall(r"^# %%(.*)$", notebook.read_text(), flags=re.MULTILINE)
     rendered = DOCS / "notebooks" / f"{notebook.stem}.md"
@@ -69,6 +70,9 @@ def test_rendered_notebooks_are_current(notebook):
             want = f"```python\n{cell.strip()}\n```"
         assert want in text[place:], want
         place = text.index(want, place) + len(want)
+    code = [cell.strip() for kind, cell in zip(kinds, cells, strict=True) if "[markdown]" not in kind]
+    assert re.findall(r"^```python\n(.*?)\n```$", text, re.DOTALL | re.MULTILINE) == code
+    assert {page.stem for page in rendered.parent.glob("*.md")} == {source.stem for source in NOTEBOOKS}
     pictures = list((rendered.parent / notebook.stem).iterdir())
     assert len(pictures) == sum("plt.show()" in cell for cell in cells)
     assert sum(picture.stat().st_size for picture in pictures) < 2**20
@@ -82,5 +86,6 @@ def test_every_page_is_on_the_site():
 
 
 def test_versions_agree():
-    assert f"\nversion: {jn.__version__}\n" in (ROOT / "CITATION.cff").read_text()
-    assert f"\n## {jn.__version__} (" in (ROOT / "CHANGELOG.md").read_text()
+    citation = (ROOT / "CITATION.cff").read_text()
+    (date,) = re.findall(rf"^## {jn.__version__} \((.*)\)$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert f"\nversion: {jn.__version__}\ndate-released: {date}\n" in citation

@@ -73,6 +73,9 @@ MISTAKES = {
     "from_dict: class 'BatchNrom'. Did you mean 'BatchNorm'.*Known are: BatchInstanceNorm, BatchNorm": {
         "class": "BatchNrom"
     },
+    "from_dict: class 'batch_norm'. Did you mean 'BatchNorm'": {"class": "batch_norm"},
+    "from_dict: class 'Batchnorm'. Did you mean 'BatchNorm'": {"class": "Batchnorm"},
+    "from_dict: class 'rms_norm'. Did you mean 'RMSNorm'": {"class": "rms_norm"},
     "from_dict: class None": {"momentum": 0.9},
     "BatchNorm has no field 'eps'.*Known are: axis_name, channel_axis": {"class": "BatchNorm", "eps": 1e-5},
     "BatchNorm.epsilon='1e-5' is text. YAML": yaml.safe_load("{class: BatchNorm, epsilon: 1e-5}"),

@@ -108,10 +108,41 @@ def test_what_data_hide():
     assert found.start_weight.tolist() == [0, 0, 0]
 
 
+def test_updates_that_were_thrown_away():
+    """Whatever steps= says: nothing was ever added."""
+    x = jax.random.normal(jax.random.key(0), (8, 3)) + 5
+    model = jn.linen.BatchNorm(use_running_average=True)
+    found = jn.linen.inspect(model, model.init(jax.random.key(0), x), [x], steps=3000)[""]
+    assert found.start_weight.tolist() == [1, 1, 1]
+    norm = jn.nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+    jax.jit(lambda norm, x: norm(x))(norm, x)  # as an argument, nnx gives no message, and keeps nothing
+    (found,) = jn.nnx.inspect(norm, [x]).values()
+    assert found.start_weight.tolist() == [1, 1, 1]
+    (found,) = jn.inspect(
+        lambda state, x: jn.batch_norm(x, state, train=False)[1], jn.BatchNorm().init(3)[1], [x]
+    ).values()
+    assert found.start_weight.tolist() == [1, 1, 1]
+
+
+def test_flax_norms_have_a_drop_in():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.BatchNorm(use_running_average=True)(x)
+
+    x, theirs = jnp.ones((4, 3)), Net()
+    variables = theirs.init(jax.random.key(0), x)
+    says(lambda: jn.linen.inspect(theirs, variables, [x]), "jaxnorm.linen.patched()")
+    says(lambda: jn.nnx.inspect(nnx.BatchNorm(3, rngs=nnx.Rngs(0)), [x]), "jaxnorm.nnx.patched()")
+    with jn.linen.patched():
+        assert jn.linen.inspect(theirs, variables, [x, 2 * x])["BatchNorm_0"].skipped.tolist() == [0, 0, 0]
+
+
 GOOD = jn.Inspection(*(np.full(20, v, np.float32) for v in (0.01, 1.0, 0.05, 0.1, 0.0, 0.0, 1.0, 0)))
 few = lambda value, rest: np.where(np.arange(20) < 2, value, rest).astype(np.float32)
 WRONG = {
     r"74 % their start at \(0, 1\)": {"start_weight": few(0.74, 0)},
+    r"still at their start, \(0, 1\): no batch was ever added": {"start_weight": few(1, 1)},
     r"of 10 % of the channels are not those of these data: the mean is up to 3 σ away": {"mean_distance": few(3, 0)},
     "variances are 0.1 to 1 times": {"var_ratio": few(0.1, 1)},
     "off by 0.5 σ": {"batch_mean_error": few(0, 0.5)},
