@@ -57,6 +57,7 @@ def test_examples_of_migration():
     assert scope["updates"]["batch_stats"]["mean"].shape == (3,)
 
 
+@pytest.mark.long
 def test_examples_of_distributed():
     with jax.numpy_dtype_promotion("standard"):  # for optax.MultiSteps
         scope = run(DISTRIBUTED)
@@ -65,7 +66,12 @@ def test_examples_of_distributed():
     np.testing.assert_allclose(scope["total"].var, np.asarray(scope["parts"][:2]).var((0, 1, 2, 3)), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["quickstart", "specs", "flax", "masks", "recipes", "troubleshooting", "which_norm"])
+LONG = [
+    pytest.param(name, marks=pytest.mark.long) for name in ("specs", "flax", "masks", "troubleshooting", "which_norm")
+]
+
+
+@pytest.mark.parametrize("name", ["quickstart", "recipes", *LONG])
 def test_examples_of_a_page(name, capsys):
     printing((ROOT / "docs" / f"{name}.md").read_text(), capsys)
 
@@ -82,6 +88,7 @@ def printing(page, capsys):
     return scope
 
 
+@pytest.mark.long
 def test_examples_of_transformers(capsys):
     """Beside their formulas, in NumPy and float64."""
     scope = printing(TRANSFORMERS, capsys)
@@ -153,6 +160,7 @@ def test_examples_of_the_family(capsys):
     np.testing.assert_allclose(scope["states"].var, [0.9 + 0.1 * x.var(flat), second], rtol=1e-5)
 
 
+@pytest.mark.long
 def test_examples_of_after_training(capsys):
     """And what their comments say that they print."""
     scope = printing(AFTER_TRAINING, capsys)
