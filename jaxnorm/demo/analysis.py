@@ -74,8 +74,9 @@ def conclusion(results: Sequence[Result]) -> str:
         sentences.append(_leaders(scores, norms, sizes))
     else:
         sentences.append(f"{label(norms[0])} alone reaches {max(scores.values())} %, with nothing to compare it with")
-    if "batch" in norms:
-        sentences.append(_reason([result for result in results if result.norm == "batch"]))
+    with_batch_norm = [result for result in results if result.norm == "batch"]
+    if with_batch_norm and np.isfinite([result.batch_errors for result in with_batch_norm]).all():
+        sentences.append(_reason(with_batch_norm))
     if len(results[0].test) == 1:
         sentences.append("a single seed leaves chance unknown")
     return " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences)

@@ -70,7 +70,10 @@ def _against_batch_size(axes: Axes, options: Options, results: Sequence[Result])
 def _errors(axes: Axes, options: Options, results: Sequence[Result]) -> None:
     blocks = zip(*(result.batch_errors for result in results), strict=True)
     for values, color, errors in zip(VALUES_PER_IMAGE, _BLOCKS, blocks, strict=True):
-        axes.loglog(options.batch_sizes, errors, "o-", color=color, markersize=5, label=f"{values} values per image")
+        axes.plot(options.batch_sizes, errors, "o-", color=color, markersize=5, label=f"{values} values per image")
+        # A batch of all images is off by nothing, and a network that diverged by no number.
+        if np.greater(errors, 0).any():
+            axes.set_yscale("log")
     _log_axis(axes, options.batch_sizes)
     axes.set(xlabel="batch size", ylabel="off by (σ)")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -92,7 +92,7 @@ def _entry(options: Options, result: Result) -> dict[str, Any]:
         "test_accuracy": {"mean": mean, "std": std},
         "images_to_target": _finite(analysis.images_to_target(result, options)),
         "largest_learning_rate": analysis.largest_rate(result, options),
-        "batch_errors": result.batch_errors,
+        "batch_errors": [_finite(error) for error in result.batch_errors],
         "batch_dependence": result.batch_dependence,
         "test": result.test.tolist(),
         "validation": result.validation.tolist(),

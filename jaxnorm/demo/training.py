@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 import jaxnorm as jn
 from jaxnorm.demo.data import Digits
-from jaxnorm.demo.model import Classifier
+from jaxnorm.demo.model import VALUES_PER_IMAGE, Classifier
 
 
 class Run(NamedTuple):
@@ -73,8 +73,11 @@ def predict(spec: jn.Spec, runs: Run, images: Float[ArrayLike, "n 8 8 1"]) -> Fl
 def batch_errors(spec: jn.Spec, runs: Run, batches: Iterable[Float[np.ndarray, "batch 8 8 1"]]) -> list[float]:
     """How far the mean of a batch is from that of all batches, block by block; nothing without running statistics.
 
-    √⟨(μ_b − μ)² / σ²⟩ over the batches and channels of the runs, of which the leaves lead with (seeds,).
+    √⟨(μ_b − μ)² / σ²⟩ over the batches and channels of the runs, of which the leaves lead with (seeds,); NaN where all
+    of them have diverged.
     """
+    if not runs.batch_stats:
+        return []
 
     def step(batch_stats, images):
         def one(params, batch_stats) -> Any:
@@ -83,7 +86,11 @@ def batch_errors(spec: jn.Spec, runs: Run, batches: Iterable[Float[np.ndarray, "
 
         return jax.vmap(one)(runs.params, batch_stats)
 
-    found = jn.inspect(step, runs.batch_stats, batches) if runs.batch_stats else {}
+    try:
+        found = jn.inspect(step, runs.batch_stats, batches)
+    except ValueError:
+        # Norms of networks that have diverged see no finite data.
+        return [float("nan")] * len(VALUES_PER_IMAGE)
     # A channel that is constant has no σ, and its error is NaN.
     return [float(np.sqrt(np.nanmean(np.square(found[place].batch_mean_error)))) for place in sorted(found)]
 

@@ -39,6 +39,15 @@ def test_a_small_experiment(tmp_path):
     assert 0 < batch["batch_errors"][0] < batch["batch_errors"][2] < 1
 
 
+@pytest.mark.long
+def test_networks_that_diverge(tmp_path):
+    sizes = ("--norms", "batch", "--batch-sizes", "32,997", "--seeds", "1", "--epochs", "1")
+    done = demo(*sizes, "--learning-rates", "1e30", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    assert json.loads((tmp_path / "norms.json").read_text())["results"][0]["batch_errors"] == [None] * 3
+
+
 def test_each_run_sees_as_many_images():
     options = Options()
     for size in (1, *options.batch_sizes):
