@@ -83,9 +83,9 @@ def _result(options: Options, splits: Splits, norm: str, batch_size: int, advanc
     """Trains, validates along the way, tests, and checks that the networks can be deployed."""
     spec, rates = spec_for(norm, batch_size), jnp.array(options.rates(batch_size))
     order, steps, validation = batch_order(options, batch_size), options.steps(batch_size), []
-    runs = training.start(spec, options.seeds, rates, steps)
+    runs, on_device = training.start(spec, options.seeds, rates, steps), jnp.asarray(order)
     for start, stop in _spans(options, batch_size):
-        runs = training.train(spec, runs, rates, order, jnp.array([start, stop]), splits.train, steps)
+        runs = training.train(spec, runs, rates, on_device, jnp.array([start, stop]), splits.train, steps)
         validation.append(_accuracy(_logits(spec, runs, splits.validation.images), splits.validation))
         advance(f"{norm}, batch size {batch_size}", _work(stop - start, batch_size))
     logits = _logits(spec, runs, splits.test.images)

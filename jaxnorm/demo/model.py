@@ -1,5 +1,8 @@
 """A small convolutional network in which the norm is an argument."""
 
+from itertools import accumulate
+from operator import mul
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
@@ -8,7 +11,7 @@ import jaxnorm as jn
 
 _WIDTHS_AND_STRIDES = ((16, 1), (32, 2), (64, 2))
 
-VALUES_PER_IMAGE = (64, 16, 4)
+VALUES_PER_IMAGE = tuple((8 // stride) ** 2 for stride in accumulate((s for _, s in _WIDTHS_AND_STRIDES), mul))
 """How many values of a channel an image of 8 × 8 pixels has, in each block."""
 
 
